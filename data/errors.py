@@ -1,0 +1,9 @@
+"""The one error of this project that is the caller's to mend."""
+
+
+class InputError(ValueError):
+    """What a person gave is wrong: a path, a number, a name.
+
+    The message is one sentence with the numbers in it and what to do instead. Scripts print it without a
+    traceback and end with exit code 2.
+    """

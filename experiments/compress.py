@@ -1,0 +1,351 @@
+"""What is the best smaller model inside this one, under a hard budget?
+
+The main job: rank and permute the parent once, really evaluate architectures, learn from them, prune and
+search the space with Optuna, repair the best subnet, save it as a checkpoint and report it beside baselines.
+
+    python -m experiments.compress --parent demo --keep 0.5
+    python -m experiments.compress --parent ORGANISATION/MODEL --corpus Salesforce/wikitext:wikitext-2-raw-v1 \\
+        --keep 0.8 --out runs/model-80
+    python -m experiments.compress --config settings.yaml --seed 1 --out runs/seed-1
+
+The same command again goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from data.corpus import load_corpus
+from data.errors import InputError
+from data.windows import draw, encode, spread, windows
+from experiments.command_line import option, run
+from experiments.results import (
+    REPORT,
+    claim,
+    finished,
+    model_record,
+    predictor_record,
+    seeded,
+    space_record,
+    versions,
+)
+from experiments.stages import Stages, say
+from nas.baselines import dropped_layers, random_cuts, uniform_cuts
+from nas.building import SubnetMeter, build_pairs
+from nas.cost import Budget, CostModel
+from nas.encoding import Encoding
+from nas.evaluate import evaluate
+from nas.exploration import explore
+from nas.export import model_card, save_checkpoint
+from nas.families import shape_of
+from nas.finalists import repair_and_choose
+from nas.importance import CRITERIA
+from nas.latency import measure_latency
+from nas.pairs import Pair, Pairs, Setting
+from nas.parent import choose_device, choose_dtype, digest_of, load_parent
+from nas.prepare import prepare
+from nas.proposals import check_reachable
+from nas.sampling import SAMPLERS, Hints
+from nas.report import terminal_table, write_html, write_json
+from nas.search import SEARCHERS
+from nas.space import default_space
+from predictors import PREDICTORS
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that the main job depends on."""
+
+    parent: str = option("demo", "model to compress: a Hub id, a local folder or demo", group="input")
+    corpus: str = option(
+        "demo",
+        "text to calibrate on (train), search on (validation) and report on (test): a Hub id[:config], a text, "
+        "jsonl or parquet file, a folder with train, valid and test in its file names, or demo",
+        group="input",
+    )
+    seq_len: int = option(256, "tokens in a window", group="input")
+    calibration_windows: int = option(128, "training windows that ranking and repair see", group="input")
+    pair_windows: int = option(32, "validation windows that each pair is measured on", group="input")
+    final_windows: int = option(128, "validation windows that the finalists are chosen on", group="input")
+    test_windows: int = option(256, "test windows of the final scores; 0 takes all", group="input")
+
+    keep: float | None = option(
+        0.5, "largest fraction of the blocks' parameters; none for no such limit", group="budget"
+    )
+    max_parameters: int | None = option(
+        None, "most parameters in all, embeddings and head included", group="budget"
+    )
+    max_flops: int | None = option(None, "most FLOPs of one window's forward pass", group="budget")
+    max_kv_cache: int | None = option(None, "most bytes of KV cache for one window", group="budget")
+
+    ranking: str = option(
+        "elimination", "importance criterion that orders the units", group="search", choices=CRITERIA
+    )
+    sampler: str = option("seeded", "how the first pairs are sampled", group="search", choices=SAMPLERS)
+    predictor: str = option(
+        "xgboost",
+        f"one of {', '.join(PREDICTORS)}, or your own by import path package.module:Class",
+        group="search",
+    )
+    searcher: str = option("nsga2", "Optuna's sampler over predictions", group="search", choices=SEARCHERS)
+    pairs: int = option(200, "real evaluations of the search, all rounds together", group="search")
+    first_pairs: int = option(40, "of these, before there is a predictor", group="search")
+    rounds: int = option(
+        8, "times the predictor is fitted and its best proposals are evaluated", group="search"
+    )
+    trials: int = option(240, "Optuna trials a round", group="search")
+    finalists: int = option(4, "subnets that are repaired front to back and compared", group="search")
+    baselines: bool = option(
+        True, "measure the baselines too; random search costs as many evaluations again", group="search"
+    )
+
+    device: str = option("auto", "auto, cpu or cuda", group="run")
+    dtype: str = option(
+        "auto", "auto (bfloat16 on CUDA, else float32), float32, bfloat16 or float16", group="run"
+    )
+    batch_size: int = option(8, "windows in a forward pass", group="run")
+    seed: int = option(0, "of sampling, search and the choice of calibration windows", group="run")
+    out: Path = option(
+        Path("runs/compress"), "folder of the checkpoint, the report and the pairs", group="run"
+    )
+    cache: Path = option(
+        Path("runs/cache"), "folder of tokens, orders and repairs that runs share", group="run"
+    )
+
+
+def main(settings: Settings) -> None:
+    """Run the job, or show its result if it is finished."""
+    check(settings)
+    claim(settings.out, settings)
+    if finished(settings.out):
+        return
+    stages = Stages()
+    rng = np.random.default_rng(settings.seed)
+
+    with stages("load"):
+        device = choose_device(settings.device)
+        dtype = choose_dtype(settings.dtype, device)
+        make = seeded(settings.seed)
+        make(settings.predictor)
+        parent, tokenizer = load_parent(settings.parent, device, dtype)
+        base_config, generation_config = parent.config, parent.generation_config
+        shape, parent_digest = shape_of(parent), digest_of(parent)
+        space = default_space(shape)
+        cost = CostModel(shape, settings.seq_len, parent.dtype.itemsize)
+        budget = budget_of(settings, cost)
+        check_reachable(space, budget)
+        corpus = load_corpus(settings.corpus)
+        tokens = {
+            name: encode(tokenizer, corpus.split(name), settings.cache)
+            for name in ("train", "validation", "test")
+        }
+        split = {name: windows(ids, settings.seq_len) for name, ids in tokens.items()}
+        calibration = draw(split["train"], min(settings.calibration_windows, len(split["train"])), rng)
+        on_pairs = spread(split["validation"], min(settings.pair_windows, len(split["validation"])))
+        on_final = spread(split["validation"], min(settings.final_windows, len(split["validation"])))
+        on_test = spread(split["test"], min(settings.test_windows or len(split["test"]), len(split["test"])))
+
+    with stages("parent"):
+        reference = evaluate(parent, on_pairs, batch_size=settings.batch_size)
+        if not np.isfinite(reference.nll):
+            raise InputError(
+                f"the parent scores a negative log-likelihood of {reference.nll}: its weights are broken"
+            )
+        parent_validation = evaluate(parent, on_final, batch_size=settings.batch_size)
+        parent_test = evaluate(parent, on_test, batch_size=settings.batch_size)
+        say(
+            f"parent: perplexity {parent_validation.perplexity:.3f} validation, {parent_test.perplexity:.3f} test"
+        )
+
+    with stages("rank and repair"):
+        protocol = {
+            "parent": parent_digest,
+            "corpus": corpus.name,
+            "tokens": {
+                name: hashlib.sha256(ids.tobytes()).hexdigest()[:16]
+                for name, ids in tokens.items()
+                if name != "test"
+            },
+            "seq_len": settings.seq_len,
+            "calibration_windows": len(calibration),
+            "seed": settings.seed,
+            "dtype": str(dtype),
+        }
+        prepared = prepare(
+            parent,
+            shape,
+            space,
+            calibration,
+            settings.ranking,
+            settings.cache,
+            protocol,
+            batch_size=settings.batch_size,
+        )
+        del parent  # from here on the permuted one stands for it
+        hints = Hints(prepared.influence, prepared.attention_error, prepared.mlp_error)
+
+    with stages("pairs and search"):
+        setting = Setting({**protocol, "ranking": settings.ranking, "pair_windows": len(on_pairs)})
+        pairs = Pairs(str(settings.out / "pairs.journal"), setting)
+        measure = SubnetMeter(prepared.parent, shape, prepared.bank, on_pairs, settings.batch_size)
+        encoding = Encoding(cost, prepared.attention_error, prepared.mlp_error)
+        explored = explore(
+            space,
+            budget,
+            encoding,
+            lambda: make(settings.predictor),
+            measure,
+            pairs,
+            SAMPLERS[settings.sampler](space, budget, min(settings.first_pairs, settings.pairs), rng, hints),
+            reference=reference.score,
+            total=settings.pairs,
+            rounds=settings.rounds,
+            trials=settings.trials,
+            seed=settings.seed,
+            searcher=settings.searcher,
+        )
+
+    with stages("finalists"):
+        ordered = sorted(explored.pairs, key=lambda pair: -pair.score)[: settings.finalists]
+        best, chosen, finalists = repair_and_choose(
+            prepared, shape, [pair.architecture for pair in ordered], calibration, on_final,
+            batch_size=settings.batch_size, name="finalists",
+        )  # fmt: skip
+
+    random_pairs: list[Pair] = []
+    models = {"subnet": best}
+    architectures = {"subnet": chosen.architecture}
+    evaluations = {"subnet": len(explored.pairs)}
+    if settings.baselines:
+        with stages("baselines"):
+            rows = {
+                "uniform": uniform_cuts(space, budget),
+                "drop_layers": dropped_layers(space, budget, hints),
+                "random_search": random_cuts(space, budget, len(explored.pairs), rng),
+            }
+            for name, candidates in rows.items():
+                built = build_pairs(pairs, measure, shape, budget, space.widths(candidates), name)
+                random_pairs = built if name == "random_search" else random_pairs
+                top = sorted(built, key=lambda pair: -pair.score)[
+                    : settings.finalists if name == "random_search" else 1
+                ]
+                models[name], finalist, _ = repair_and_choose(
+                    prepared, shape, [pair.architecture for pair in top], calibration, on_final,
+                    batch_size=settings.batch_size, name=name,
+                )  # fmt: skip
+                architectures[name] = finalist.architecture
+                evaluations[name] = len(candidates)
+
+    with stages("evaluate"):
+        names = list(models)
+        latencies = measure_latency([prepared.parent, *models.values()], context=settings.seq_len)
+        records = {}
+        for name, latency in zip(names, latencies[1:], strict=True):
+            scores = {
+                "validation": evaluate(
+                    models[name], on_final, parent=prepared.parent, batch_size=settings.batch_size
+                ),
+                "test": evaluate(models[name], on_test, batch_size=settings.batch_size),
+            }
+            records[name] = model_record(
+                architectures[name], cost, scores, latency, evaluations=evaluations[name]
+            )
+        predictor = predictor_record(
+            settings.predictor, make, explored.pairs, random_pairs, encoding, budget, reference.score
+        )
+
+    with stages("save"):
+        records["subnet"]["checkpoint"] = "checkpoint"
+        records["subnet"]["finalists"] = [
+            {"digest": f.architecture.digest, "pair_score": p.score, "validation_nll": f.validation.nll}
+            for f, p in zip(finalists, ordered, strict=True)
+        ]
+        whole = cost(shape.parent)
+        report = {
+            "command": " ".join(["python -m experiments.compress", *sys.argv[1:]]),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "parent": {
+                "name": settings.parent, "family": shape.family, "digest": parent_digest,
+                "parameters": whole["parameters"], "block_parameters": whole["block_parameters"],
+                "blocks": shape.blocks, "kv_groups": shape.kv_groups,
+                "queries_per_group": shape.queries_per_group, "ffn": shape.ffn, "hidden": shape.hidden,
+            },
+            "setting": {"digest": setting.digest, "fields": setting.fields},
+            "settings": asdict(settings),
+            "budget": {"limits": budget.limits, "parent_costs": whole},
+            "subnet": records.pop("subnet"),
+            "parent_scores": {
+                "pairs": reference.record(), "validation": parent_validation.record(),
+                "test": parent_test.record(), "latency": latencies[0].record(),
+            },
+            "baselines": records,
+            "predictor": predictor,
+            "search": {"rounds": [asdict(item) for item in explored.rounds]},
+            "pruning": space_record(space, explored.space, explored.dropped),
+            "pairs": [
+                {
+                    "digest": pair.architecture.digest, "score": pair.score, "origin": pair.origin,
+                    "kept": cost(pair.architecture)["block_parameters"] / whole["block_parameters"],
+                }
+                for pair in (*explored.pairs, *random_pairs)
+            ],
+            "stages": stages.seconds,
+            "forward_seconds": measure.forward_seconds,
+            "protocol": {
+                "corpus": f"{corpus.name}: {corpus.source}", "dtype": str(dtype), "device": str(device),
+                "pairs": f"{len(on_pairs)} validation windows of {settings.seq_len} tokens, one-pass repair",
+                "validation": f"{len(on_final)} validation windows of {settings.seq_len} tokens",
+                "test": f"{len(on_test)} test windows of {settings.seq_len} tokens",
+                "calibration": f"{len(calibration)} training windows of {settings.seq_len} tokens",
+            },
+            "versions": versions(),
+            "seed": settings.seed,
+        }  # fmt: skip
+        save_checkpoint(
+            best, base_config, shape, chosen.architecture, settings.out / "checkpoint",
+            tokenizer=tokenizer, generation_config=generation_config, card=model_card(report),
+        )  # fmt: skip
+        write_html(report, settings.out / "report.html")
+        write_json(report, settings.out / REPORT)  # last: its presence says that the run is finished
+
+    print(terminal_table(report))
+    say(f"\ncheckpoint {settings.out / 'checkpoint'}, report {settings.out / 'report.html'}")
+
+
+def check(settings: Settings) -> None:
+    """Refuse numbers that cannot mean anything, before any work."""
+    smallest = {
+        "seq_len": 2, "calibration_windows": 1, "pair_windows": 1, "final_windows": 1, "test_windows": 0,
+        "pairs": 12, "first_pairs": 12, "rounds": 1, "trials": 1, "finalists": 1, "batch_size": 1, "seed": 0,
+    }  # fmt: skip
+    for name, least in smallest.items():
+        if getattr(settings, name) < least:
+            flag = "--" + name.replace("_", "-")
+            raise InputError(f"{flag} is {getattr(settings, name)}; give {least} or more")
+    if settings.keep is not None and not 0 < settings.keep <= 1:
+        raise InputError(f"--keep is {settings.keep}; give a fraction above 0 and at most 1")
+
+
+def budget_of(settings: Settings, cost: CostModel) -> Budget:
+    """The hard limits that the settings name."""
+    limits: dict[str, int] = {}
+    if settings.keep is not None:
+        limits["block_parameters"] = int(settings.keep * cost(cost.shape.parent)["block_parameters"])
+    for name, value in (
+        ("parameters", settings.max_parameters),
+        ("flops", settings.max_flops),
+        ("kv_cache_bytes", settings.max_kv_cache),
+    ):
+        if value is not None:
+            limits[name] = value
+    return Budget(cost, limits)
+
+
+if __name__ == "__main__":
+    sys.exit(run(Settings, main))

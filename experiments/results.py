@@ -1,0 +1,167 @@
+"""The output folder of a run: whose it is, whether it is finished, and what the report says."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.errors import InputError
+from nas.architecture import Architecture
+from nas.building import table
+from nas.cost import Budget, CostModel
+from nas.damage import DamagePredictor
+from nas.encoding import Encoding
+from nas.evaluate import Scores
+from nas.latency import Latency
+from nas.pairs import Pair
+from nas.report import terminal_table
+from nas.space import SearchSpace
+from predictors import make_predictor
+from predictors.protocol import Predictor
+from predictors.validation import out_of_fold, verdict
+
+REPORT, SETTINGS = "report.json", "settings.json"
+WHEREABOUTS = ("out", "cache", "device", "batch_size")
+"""Settings that say where and how a run is carried out, not what it finds."""
+
+
+def claim(out: Path, settings: Any) -> None:
+    """Make `out` the folder of these settings.
+
+    Raises `InputError` if it cannot be written or belongs to other settings; nothing in it is changed then.
+    """
+    fields = {name: value for name, value in asdict(settings).items() if name not in WHEREABOUTS}
+    mine = json.loads(json.dumps(fields, default=str))
+    path = out / SETTINGS
+    try:
+        if path.is_file():
+            theirs = json.loads(path.read_text())
+            other = {name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)}
+            if other:
+                name = sorted(other)[0]
+                raise InputError(
+                    f"{out} belongs to a run with {name} {theirs.get(name)!r}, not {mine.get(name)!r}; "
+                    "give another --out, or the settings it was made with"
+                )
+        out.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(mine, indent=1))
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"the output folder {out} cannot be used ({error}); give another --out") from error
+
+
+def finished(out: Path) -> bool:
+    """Whether the run of this folder is complete; if so its table is printed again."""
+    path = out / REPORT
+    if not path.is_file():
+        return False
+    try:
+        report = json.loads(path.read_text())
+    except ValueError:
+        return False  # half a file: the run is repeated from its pairs
+    print(terminal_table(report))
+    print(f"\nfinished before: {out / 'report.html'}")
+    return True
+
+
+def model_record(
+    architecture: Architecture, cost: CostModel, scores: Mapping[str, Scores], latency: Latency, **more: Any
+) -> dict[str, Any]:
+    """What a report says of one subnet."""
+    costs, whole = cost(architecture), cost(cost.shape.parent)
+    return {
+        "architecture": asdict(architecture),
+        "digest": architecture.digest,
+        "block_parameters_kept": costs["block_parameters"] / whole["block_parameters"],
+        "parameters_kept": costs["parameters"] / whole["parameters"],
+        "costs": costs,
+        "scores": {split: value.record() for split, value in scores.items()},
+        "latency": latency.record(),
+        **more,
+    }
+
+
+def predictor_record(
+    name: str,
+    make: Callable[[str], Predictor],
+    pairs: Sequence[Pair],
+    random_pairs: Sequence[Pair],
+    encoding: Encoding,
+    budget: Budget,
+    reference: float,
+) -> dict[str, Any]:
+    """How far the predictor can be trusted: out-of-fold over the search's own pairs, and, fitted on all of
+    them, on the pairs of random search, none of which it ever saw. The same for ridge."""
+
+    def judge(which: str) -> dict[str, Any]:
+        def fresh() -> Predictor:
+            return DamagePredictor(make(which), reference)
+
+        widths, scores = table(list(pairs), encoding.cost.shape)
+        features, load = encoding(widths), budget.load(widths)
+        record: dict[str, Any] = verdict(fresh, features, scores, load, 1.0)
+        if which == name:
+            predicted = out_of_fold(fresh, features, scores)[0]
+            columns = zip(scores.tolist(), predicted.tolist(), kept(widths).tolist(), strict=True)
+            record["held_out"] = [{"measured": m, "predicted": p, "kept": k} for m, p, k in columns]
+        if len(random_pairs) >= 10:
+            other, truth = table(list(random_pairs), encoding.cost.shape)
+            guess = fresh().fit(features, scores).predict(encoding(other))
+            record["random_pairs"] = quality(truth, guess)
+        return record
+
+    def kept(widths: np.ndarray) -> np.ndarray:
+        whole = encoding.cost(encoding.cost.shape.parent)["block_parameters"]
+        share: np.ndarray = encoding.cost.of_widths(widths)["block_parameters"] / whole
+        return share
+
+    return {"name": name, **judge(name), "ridge": judge("ridge")}
+
+
+def quality(truth: np.ndarray, guess: np.ndarray) -> dict[str, float]:
+    """Rank metrics on pairs that all lie at the budget."""
+    from predictors.metrics import kendall_tau, precision_at_k, regret
+
+    k = max(1, len(truth) // 5)
+    return {
+        "pairs": len(truth),
+        "k": k,
+        "kendall_tau": kendall_tau(truth, guess),
+        "precision_at_k": precision_at_k(truth, guess, k),
+        "regret": regret(truth, guess, k),
+    }
+
+
+def space_record(space: SearchSpace, left: SearchSpace, dropped: Sequence[tuple[int, Any]]) -> dict[str, Any]:
+    """Which choices the last pruning left, and the evidence against each that any round dropped."""
+    return {
+        "choices": {name: list(choices) for name, choices in space.knobs.items()},
+        "left": {name: list(choices) for name, choices in left.knobs.items()},
+        "dropped": [{"round": number, **asdict(item)} for number, item in dropped],
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the libraries that results depend on."""
+    names = ("torch", "transformers", "xgboost", "scikit-learn", "optuna", "numpy", "pandas", "datasets")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def seeded(seed: int) -> Callable[[str], Predictor]:
+    """Makes predictors by name with this seed; an unknown name raises `InputError`."""
+
+    def make(name: str) -> Predictor:
+        try:
+            return make_predictor(name, seed)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+
+    return make

@@ -1,0 +1,1 @@
+"""What is searched, measured, cut, repaired, saved and reported."""

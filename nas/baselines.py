@@ -1,0 +1,46 @@
+"""Honest baselines at the same budget: uniform cuts, dropped layers, and random search."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nas.cost import Budget
+from nas.proposals import Indices, fit
+from nas.sampling import Hints, drop_blocks, uniform_family
+from nas.space import SearchSpace
+
+
+def uniform_cuts(space: SearchSpace, budget: Budget) -> Indices:
+    """Uniform architectures, the same widths in every block, that reach the budget with different shares of
+    heads and channels: (n, knobs), each the largest of its kind. The best of them by score is the baseline."""
+    full = (space.depths - 1).reshape(-1, 3)
+    rows = [*uniform_family(space, budget)]
+    for groups in space.choices[0]:
+        if not groups:
+            continue
+        low, high = 0, len(space.choices[2]) - 1
+        while low < high:  # the widest FFN that fits beside this many heads
+            middle = (low + high + 1) // 2
+            row = np.tile([np.searchsorted(space.choices[0], groups), full[0, 1], middle], space.shape.blocks)
+            low, high = (middle, high) if budget.allows(space.widths(row[None]))[0] else (low, middle - 1)
+        row = np.tile([np.searchsorted(space.choices[0], groups), full[0, 1], low], space.shape.blocks)
+        if low and budget.allows(space.widths(row[None]))[0]:
+            rows.append(row)
+    return np.unique(np.stack(rows), axis=0)
+
+
+def dropped_layers(space: SearchSpace, budget: Budget, hints: Hints) -> Indices:
+    """Whole blocks dropped by block influence, least first (ShortGPT), until the budget is met; the others
+    stay whole: (1, knobs). One block at least stays, cut to the budget if even that is too much."""
+    order = np.argsort(hints.influence, kind="stable")
+    for dropped in range(space.shape.blocks):
+        row = (space.depths - 1).copy().reshape(-1, 3)
+        row[order[:dropped]] = 0
+        if budget.allows(space.widths(row.reshape(1, -1)))[0]:
+            return row.reshape(1, -1)
+    return np.stack(drop_blocks(space, budget, hints.influence)[-1:])
+
+
+def random_cuts(space: SearchSpace, budget: Budget, count: int, rng: np.random.Generator) -> Indices:
+    """Random search: every knob uniform over its choices, fitted to the budget and filled up to it."""
+    return fit(space, budget, rng.integers(0, space.depths, size=(count, len(space.depths))), rng)

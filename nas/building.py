@@ -1,0 +1,78 @@
+"""Build pairs: really evaluate architectures and store each score the moment it exists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import numpy as np
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from nas.cost import Budget
+from nas.evaluate import Scores, evaluate
+from nas.pairs import Pair, Pairs
+from nas.shape import Shape, Widths, architecture_of, widths_of
+from nas.subnet import OutputMatrices, cut
+
+Measure = Callable[[Widths], Scores]
+"""(blocks, 3) widths -> scores of that subnet."""
+
+
+@dataclass
+class SubnetMeter:
+    """Measures subnets of one permuted parent with its repair bank: cut as views, evaluate, release.
+
+    `forward_seconds` adds up the time spent in evaluation proper.
+    """
+
+    parent: PreTrainedModel
+    shape: Shape
+    bank: OutputMatrices
+    windows: Tensor
+    batch_size: int
+    forward_seconds: float = field(default=0.0, init=False)
+
+    def __call__(self, widths: Widths) -> Scores:
+        """Scores of one architecture (blocks, 3)."""
+        subnet = cut(self.parent, self.shape, architecture_of(widths, self.shape), self.bank)
+        start = perf_counter()
+        scores = evaluate(subnet, self.windows, batch_size=self.batch_size)
+        self.forward_seconds += perf_counter() - start
+        return scores
+
+
+def build_pairs(
+    pairs: Pairs,
+    measure: Measure,
+    shape: Shape,
+    budget: Budget,
+    rows: Widths,
+    origin: str,
+    *,
+    quiet: bool = False,
+) -> list[Pair]:
+    """The pairs of these architectures (n, blocks, 3), of which only the unknown ones are evaluated.
+
+    Shows pairs per second and the remaining time. Nothing over budget is evaluated: such a row is an error of
+    the caller and raises `ValueError`.
+    """
+    if not budget.allows(rows).all():
+        raise ValueError(f"{int((~budget.allows(rows)).sum())} of {len(rows)} proposals are over budget")
+    known = {pair.architecture: pair for pair in pairs.all}
+    built = []
+    for widths in tqdm(rows, desc=f"pairs, {origin}", unit="pair", disable=quiet, leave=False):
+        architecture = architecture_of(widths, shape)
+        if architecture not in known:
+            scores = measure(widths)
+            known[architecture] = pairs.add(architecture, scores.score, origin, accuracy=scores.accuracy)
+        built.append(known[architecture])
+    return built
+
+
+def table(pairs: list[Pair], shape: Shape) -> tuple[Widths, np.ndarray[tuple[int], np.dtype[np.float64]]]:
+    """(n, blocks, 3) widths and (n,) scores of some pairs."""
+    widths = np.stack([widths_of(pair.architecture, shape) for pair in pairs])
+    return widths, np.array([pair.score for pair in pairs])

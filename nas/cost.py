@@ -1,0 +1,97 @@
+"""What architectures cost, in closed form: parameters, FLOPs, KV-cache bytes; and hard budgets on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.errors import InputError
+from nas.architecture import Architecture
+from nas.shape import Shape, Widths, widths_of
+
+Counts = NDArray[np.int64]
+"""One number per architecture, (...,)."""
+
+COSTS = ("block_parameters", "parameters", "flops", "kv_cache_bytes")
+
+
+def block_parameters(shape: Shape, widths: Widths) -> Counts:
+    """Parameters of the decoder blocks, (...,): the quantity that `keep` is a fraction of."""
+    groups, queries, ffn = np.moveaxis(widths, -1, 0)
+    attention = groups * (shape.per_group + queries * shape.per_query) + shape.attention_fixed * (groups > 0)
+    mlp = ffn * shape.per_channel + shape.mlp_fixed * (ffn > 0)
+    return (attention + mlp).sum(-1)
+
+
+def parameters(shape: Shape, widths: Widths) -> Counts:
+    """All parameters, (...,), a tied head counted once."""
+    return shape.outside + block_parameters(shape, widths)
+
+
+def flops(shape: Shape, widths: Widths, seq_len: int) -> Counts:
+    """FLOPs of one forward pass over one window of `seq_len` tokens, (...,), head included.
+
+    2 FLOPs per weight and token for every linear map, and 4 * heads * head_dim * seq_len^2 for the two
+    attention products, counted full and not causal: what `torch.utils.flop_counter` counts.
+    """
+    groups, queries, ffn = np.moveaxis(widths, -1, 0)
+    inner = groups * queries * shape.head_dim  # columns of o_proj
+    weights = shape.hidden * (2 * groups * shape.head_dim + 2 * inner + 3 * ffn)
+    return 2 * seq_len * (weights.sum(-1) + shape.vocab * shape.hidden) + 4 * seq_len**2 * inner.sum(-1)
+
+
+def kv_cache_bytes(shape: Shape, widths: Widths, context: int, bytes_per_element: int) -> Counts:
+    """Bytes of keys and values that a context of this length leaves in the cache, (...,)."""
+    return 2 * widths[..., 0].sum(-1) * shape.head_dim * context * bytes_per_element
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """A parent's shape with the settings that its costs depend on."""
+
+    shape: Shape
+    seq_len: int
+    bytes_per_element: int
+
+    def of_widths(self, widths: Widths) -> dict[str, Counts]:
+        """All costs (`COSTS`) of many architectures, (..., blocks, 3) -> (...,) each."""
+        return {
+            "block_parameters": block_parameters(self.shape, widths),
+            "parameters": parameters(self.shape, widths),
+            "flops": flops(self.shape, widths, self.seq_len),
+            "kv_cache_bytes": kv_cache_bytes(self.shape, widths, self.seq_len, self.bytes_per_element),
+        }
+
+    def __call__(self, architecture: Architecture) -> dict[str, int]:
+        """All costs of one architecture."""
+        costs = self.of_widths(widths_of(architecture, self.shape))
+        return {name: int(value) for name, value in costs.items()}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Hard limits: cost name to the largest allowed value."""
+
+    cost: CostModel
+    limits: Mapping[str, int]
+
+    def __post_init__(self) -> None:
+        if not self.limits:
+            raise InputError("a budget needs at least one limit; give --keep or one of the --max options")
+        for name, limit in self.limits.items():
+            if name not in COSTS:
+                raise InputError(f"unknown cost {name!r} in the budget; known are {', '.join(COSTS)}")
+            if limit <= 0:
+                raise InputError(f"the budget of {limit} {name} leaves no model; give a positive limit")
+
+    def load(self, widths: Widths) -> NDArray[np.float64]:
+        """The largest cost relative to its limit, (...,): at most 1 within the budget."""
+        costs = self.cost.of_widths(widths)
+        return np.max([costs[name] / limit for name, limit in self.limits.items()], axis=0)
+
+    def allows(self, widths: Widths) -> NDArray[np.bool_]:
+        """Whether no limit is exceeded, (...,)."""
+        return self.load(widths) <= 1.0

@@ -1,0 +1,120 @@
+"""Rounds of exploration: fit the predictor, prune the space, search it, really evaluate the best, repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+from nas.building import Measure, build_pairs, table
+from nas.cost import Budget
+from nas.damage import DamagePredictor
+from nas.encoding import Encoding
+from nas.pairs import Pair, Pairs
+from nas.proposals import Indices
+from nas.pruning import Dropped, prune
+from nas.search import search, spread_out
+from nas.space import SearchSpace
+from predictors.protocol import Predictor
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round did. `predicted_best` and `measured_best` are of its own proposals, `best_score` of all
+    pairs so far; `choices_left` counts the choices of the pruned space over all knobs."""
+
+    round: int
+    pairs: int
+    best_score: float
+    predicted_best: float
+    measured_best: float
+    choices_left: int
+    proposals: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Explored:
+    """All pairs (the first ones and every round's), the rounds, and the space as last pruned with the choices
+    dropped by round."""
+
+    pairs: list[Pair]
+    rounds: list[Round]
+    space: SearchSpace
+    dropped: list[tuple[int, Dropped]]
+
+
+def explore(
+    space: SearchSpace,
+    budget: Budget,
+    encoding: Encoding,
+    make: Callable[[], Predictor],
+    measure: Measure,
+    pairs: Pairs,
+    first: Indices,
+    *,
+    reference: float,
+    total: int,
+    rounds: int,
+    trials: int,
+    seed: int,
+    searcher: str = "nsga2",
+    quiet: bool = False,
+) -> Explored:
+    """Measure the `first` architectures, then spend the rest of `total` evaluations over `rounds`.
+
+    Each round depends on the pairs of the rounds before it and on the seed alone, so that an interrupted run
+    proposes the same again and measures only what is missing. `reference` is the parent's score.
+    """
+    shape = space.shape
+    known = build_pairs(pairs, measure, shape, budget, space.widths(first), "start", quiet=quiet)
+    log: list[Round] = []
+    gone: list[tuple[int, Dropped]] = []
+    pruned = space
+    for number in range(1, rounds + 1):
+        start = perf_counter()
+        count = (total - len(known)) // (rounds - number + 1)
+        if count < 1:
+            break
+        rng = np.random.default_rng([seed, number])
+        widths, scores = table(known, shape)
+        predictor = DamagePredictor(make(), reference).fit(encoding(widths), scores)
+
+        def predict(rows: np.ndarray, predictor: DamagePredictor = predictor) -> np.ndarray:
+            return predictor.predict(encoding(rows))
+
+        best = widths[np.argsort(-scores, kind="stable")]
+        pruned, dropped = prune(
+            space, budget, predict, space.indices(best[:12]), margin(known, reference), rng
+        )
+        gone += [(number, item) for item in dropped]
+        found = search(
+            pruned, budget, predict,
+            starts=pruned.indices(best[:30]), seed=seed * 1000 + number, trials=trials, searcher=searcher,
+        )  # fmt: skip
+        taken = {row.tobytes() for row in widths}
+        chosen = pruned.widths(spread_out(pruned, found, count, taken))
+        searched = perf_counter() - start
+        new = build_pairs(pairs, measure, shape, budget, chosen, f"round {number}", quiet=quiet)
+        known += new
+        log.append(
+            Round(
+                round=number,
+                pairs=len(known),
+                best_score=max(pair.score for pair in known),
+                predicted_best=float(predict(chosen).max()) if len(chosen) else float("nan"),
+                measured_best=max((pair.score for pair in new), default=float("nan")),
+                choices_left=int(pruned.depths.sum()),
+                proposals=found.proposals,
+                seconds=searched,
+            )
+        )
+    return Explored(known, log, pruned, gone)
+
+
+def margin(known: list[Pair], reference: float) -> float:
+    """How much worse than the best a choice may be predicted before it is dropped: half of the best damage,
+    which no predictor error near the optimum has come close to."""
+    return 0.5 * max(reference - max(pair.score for pair in known), 1e-3)

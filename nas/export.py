@@ -1,0 +1,280 @@
+"""Save a subnet as a checkpoint that `AutoModelForCausalLM` loads where this project is not installed.
+
+A subnet that transformers can build from one width for all blocks becomes a plain checkpoint of its family. What
+can is found by building it on the meta device and comparing every shape, not by rules: LLaMA and Gemma 2 and 3
+refuse head counts that do not divide the hidden width, and a LLaMA without biases is then written as Mistral
+without a window, the same computation. Every other subnet keeps its widths in `per_layer_config` and carries
+`nas/modeling_subnet.py`, filled in for its family, as `modeling_subnet.py`.
+
+Such a checkpoint has a model type of its own (`secateur_llama`). Under the family's type, transformers without
+`trust_remote_code` would take its own class, and where nothing but skips differ load it with new random weights
+and a mere warning. With a type of its own it says that it needs the code instead. The price is that engines which
+switch on the type do not know it; they would build it wrong. The family's classes, when called by name, fail as
+well: a skipped module's widths are 0 in `per_layer_config`, so at least one width always varies by block, and
+they refuse to read such a width from a configuration that does not allow it (`SubnetConfig` does).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from data.errors import InputError
+from nas import modeling_subnet
+from nas.architecture import Architecture
+from nas.families import blocks_of, family_of
+from nas.shape import Shape, check_fits
+from nas.subnet import depth_settings
+
+CODE = "modeling_subnet.py"
+RECORD = "architecture.json"
+
+
+def save_checkpoint(
+    subnet: PreTrainedModel,
+    parent_config: PreTrainedConfig,
+    shape: Shape,
+    architecture: Architecture,
+    folder: Path | str,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    generation_config: GenerationConfig | None = None,
+    card: str | None = None,
+) -> Path:
+    """Write the subnet, its configuration, `architecture.json` and the card (README.md) into `folder`.
+
+    The folder appears whole or not at all; an earlier checkpoint of this project there is replaced, anything
+    else raises `InputError`. `generation_config` is by default the one that the subnet carries.
+    """
+    check_fits(architecture, shape)
+    folder = Path(folder).absolute()
+    _check_replaceable(folder)
+    with _quiet(), _whole_or_not_at_all(folder) as partial:
+        model, code = _as_saved(subnet, parent_config, shape, architecture)
+        model.save_pretrained(partial)
+        if code is not None:
+            (partial / CODE).write_text(code, encoding="utf-8")
+        generation = generation_config or subnet.generation_config
+        if generation is not None:
+            # Not its save_pretrained, which raises for the contradictions that some parents are published with.
+            generation.to_json_file(partial / "generation_config.json")
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+        (partial / RECORD).write_text(_record(parent_config, shape, architecture), encoding="utf-8")
+        if card is not None:
+            (partial / "README.md").write_text(card, encoding="utf-8")
+    return folder
+
+
+def needs_code(folder: Path | str) -> bool:
+    """Whether a saved checkpoint loads only with `trust_remote_code=True`."""
+    return (Path(folder) / CODE).exists()
+
+
+def _as_saved(
+    subnet: PreTrainedModel, parent_config: PreTrainedConfig, shape: Shape, architecture: Architecture
+) -> tuple[PreTrainedModel, str | None]:
+    """The subnet's tensors in a model built from nothing but the configuration that will be saved, and the
+    code to save with it if the model needs any."""
+    state = subnet.state_dict()
+    for model_class, config in _plain_configs(type(subnet), parent_config, shape, architecture):
+        model = _filled(model_class, config, state)
+        if model is not None:
+            return model, None
+    code = _code_for(subnet, parent_config)
+    module: dict[str, Any] = {"__name__": Path(CODE).stem}
+    exec(compile(code, CODE, "exec"), module)
+    model = _filled(
+        module["SubnetForCausalLM"], _own_config(module["SubnetConfig"], parent_config, architecture), state
+    )
+    if model is None:
+        raise InputError(f"the subnet does not have the widths of the architecture {architecture.digest}")
+    return model, code
+
+
+def _filled(
+    model_class: type[PreTrainedModel], config: PreTrainedConfig, state: dict[str, Tensor]
+) -> PreTrainedModel | None:
+    """A model of this configuration holding these tensors themselves, or None if it is of other shapes."""
+    with torch.device("meta"):
+        model = model_class(config)
+    if {name: weight.shape for name, weight in model.state_dict().items()} != {
+        name: weight.shape for name, weight in state.items()
+    }:
+        return None
+    model.load_state_dict(state, assign=True)
+    model.tie_weights()
+    return model
+
+
+def _settings(parent_config: PreTrainedConfig, shape: Shape, architecture: Architecture) -> dict[str, Any]:
+    """The parent's settings with those that follow the kept blocks, without what names the parent itself."""
+    settings = parent_config.to_dict() | depth_settings(parent_config, shape, architecture)
+    settings["head_dim"] = shape.head_dim  # or some families divide the hidden width by the heads that are left
+    for name in ("model_type", "architectures", "auto_map", "transformers_version", "_name_or_path", "dtype"):
+        settings.pop(name, None)
+    return settings
+
+
+def _plain_configs(
+    model_class: type[PreTrainedModel],
+    parent_config: PreTrainedConfig,
+    shape: Shape,
+    architecture: Architecture,
+) -> Iterator[tuple[type[PreTrainedModel], PreTrainedConfig]]:
+    """Ways to describe the architecture by one width for all blocks, best first."""
+    block = architecture.blocks[0]
+    if not (architecture.is_uniform and block.kv_groups and block.ffn):
+        return
+    settings = _settings(parent_config, shape, architecture) | {
+        "num_attention_heads": block.heads,
+        "num_key_value_heads": block.kv_groups,
+        "intermediate_size": block.ffn,
+    }
+    try:
+        yield model_class, type(parent_config)(**settings)
+    except StrictDataclassError:
+        pass
+    if parent_config.model_type == "llama":
+        for name in ("attention_bias", "mlp_bias", "pretraining_tp"):
+            settings.pop(name, None)
+        yield MistralForCausalLM, MistralConfig(**settings, sliding_window=None)
+
+
+def _own_config(
+    config_class: type[PreTrainedConfig], parent_config: PreTrainedConfig, shape: Shape, architecture: Architecture
+) -> PreTrainedConfig:
+    """The configuration of a heterogeneous subnet: globally the parent's widths, and every block's own."""
+    per_layer = {}
+    for index, block in enumerate(architecture.blocks):
+        per_layer[index] = {
+            "num_attention_heads": block.heads,
+            "num_key_value_heads": block.kv_groups,
+            "intermediate_size": block.ffn,
+            "skip": [
+                name for name, width in (("attention", block.kv_groups), ("mlp", block.ffn)) if not width
+            ],
+        }
+    stem = Path(CODE).stem
+    return config_class(
+        **_settings(parent_config, shape, architecture),
+        per_layer_config=per_layer,
+        auto_map={"AutoConfig": f"{stem}.SubnetConfig", "AutoModelForCausalLM": f"{stem}.SubnetForCausalLM"},
+    )
+
+
+def _header(
+    config_class: type, block_class: type, model_class: type, family: str, norms: tuple[tuple[str, ...], ...]
+) -> str:
+    """The lines of `modeling_subnet.py` that name the family."""
+    models = model_class.__module__
+    return f"""\
+from {config_class.__module__} import {config_class.__name__} as FamilyConfig
+from {models} import {block_class.__name__} as FamilyBlock
+from {models} import {model_class.__name__} as FamilyForCausalLM
+
+FAMILY = "{family}"
+ATTENTION_NORMS: tuple[str, ...] = {_tuple(norms[0])}
+MLP_NORMS: tuple[str, ...] = {_tuple(norms[1])}
+"""
+
+
+def _tuple(names: tuple[str, ...]) -> str:
+    return "(" + ", ".join(f'"{name}"' for name in names) + ("," if len(names) == 1 else "") + ")"
+
+
+def _code_for(subnet: PreTrainedModel, parent_config: PreTrainedConfig) -> str:
+    """`modeling_subnet.py` for the subnet's family; as it stands in this project, it is LLaMA's."""
+    template = Path(modeling_subnet.__file__).read_text(encoding="utf-8")
+    written = _header(
+        modeling_subnet.FamilyConfig,
+        modeling_subnet.FamilyBlock,
+        modeling_subnet.FamilyForCausalLM,
+        modeling_subnet.FAMILY,
+        (modeling_subnet.ATTENTION_NORMS, modeling_subnet.MLP_NORMS),
+    )
+    if template.count(written) != 1:
+        raise RuntimeError(f"{CODE} does not hold the lines that name its family as expected")
+    family = family_of(parent_config)
+    return template.replace(
+        written,
+        _header(
+            type(parent_config),
+            type(blocks_of(subnet)[0]),
+            type(subnet),
+            str(parent_config.model_type),
+            (family.attention_norms, family.mlp_norms),
+        ),
+    )
+
+
+def _record(parent_config: PreTrainedConfig, shape: Shape, architecture: Architecture) -> str:
+    """`architecture.json`: what was cut out of what, exactly."""
+    dimensions = asdict(shape)
+    digest = hashlib.sha256(json.dumps(dimensions, sort_keys=True).encode()).hexdigest()[:16]
+    record = {
+        "architecture": json.loads(architecture.to_json()),
+        "digest": architecture.digest,
+        "parent": str(parent_config.name_or_path),
+        "parent_shape": dimensions,
+        "parent_shape_digest": digest,
+    }
+    return json.dumps(record, indent=2) + "\n"
+
+
+def _check_replaceable(folder: Path) -> None:
+    if folder.exists() and not (folder / RECORD).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(
+            f"{folder} holds something that is no checkpoint of this project; choose another folder"
+        )
+
+
+@contextmanager
+def _whole_or_not_at_all(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` that takes its place at the end; what a killed save left is removed first."""
+    partial, former = (folder.with_name(f".{folder.name}.{word}") for word in ("partial", "former"))
+    for leftover in (partial, former):
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"cannot write beside {folder}: {error.strerror}") from error
+    try:
+        yield partial
+        if folder.exists():
+            folder.rename(former)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(former, ignore_errors=True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bars of transformers."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

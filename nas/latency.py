@@ -1,0 +1,68 @@
+"""Measured latency of a model on this device: prefill and decode, apart."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Medians in milliseconds: one forward pass over (batch, context) tokens, and one further token with the
+    cache that it left."""
+
+    prefill_ms: float
+    decode_ms_per_token: float
+    batch: int
+    context: int
+
+    def record(self) -> dict[str, Any]:
+        """As plain values for a report."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def measure_latency(
+    models: list[PreTrainedModel], *, batch: int = 1, context: int = 256, tokens: int = 8, repeats: int = 7
+) -> list[Latency]:
+    """Latency of several models in turn, A B A B …, so that a drift of the machine's speed meets all alike.
+
+    The first round warms up and is not counted.
+    """
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = min(int(model.config.vocab_size) for model in models)
+    ids = torch.randint(vocabulary, (batch, context), generator=generator)
+    prefill: list[list[float]] = [[] for _ in models]
+    decode: list[list[float]] = [[] for _ in models]
+    for turn in range(repeats + 1):
+        for index, model in enumerate(models):
+            first, rest = _once(model, ids.to(model.device), tokens)
+            if turn:
+                prefill[index].append(first)
+                decode[index].append(rest)
+    return [
+        Latency(1e3 * median(first), 1e3 * median(rest), batch, context)
+        for first, rest in zip(prefill, decode, strict=True)
+    ]
+
+
+def _once(model: PreTrainedModel, ids: torch.Tensor, tokens: int) -> tuple[float, float]:
+    """Seconds of one prefill, and per decoded token."""
+    cache = DynamicCache(config=model.config)
+    start = _now(ids.device)
+    logits = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+    middle = _now(ids.device)
+    for _ in range(tokens):
+        logits = model(logits[:, -1:].argmax(-1), past_key_values=cache, use_cache=True).logits
+    return middle - start, (_now(ids.device) - middle) / tokens
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return perf_counter()

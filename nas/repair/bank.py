@@ -1,0 +1,97 @@
+"""One-pass repair: every repaired output matrix a cut can ask for, computed once from dense statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from nas.architecture import Block
+from nas.shape import Shape
+from nas.calibration import Statistics
+from nas.families import blocks_of
+from nas.linear import prefix_solutions
+from nas.subnet import kept_query_rows
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Repaired output matrices by block and choice, and the relative output error each leaves.
+
+    Keys of `matrices` and `errors` are those of `attention_key` and `mlp_key`. An error is the mean squared
+    error of the module's output over calibration tokens, relative to the output's mean square: 0 kept whole,
+    1 skipped.
+    """
+
+    matrices: Mapping[str, Tensor]
+    errors: Mapping[str, float]
+
+    def attention(self, source: int, kv_groups: int, queries_per_group: int) -> Tensor:
+        """(hidden, heads * head_dim), in the parent's dtype and on its device."""
+        return self.matrices[attention_key(source, kv_groups, queries_per_group)]
+
+    def mlp(self, source: int, ffn: int) -> Tensor:
+        """(hidden, ffn), in the parent's dtype and on its device."""
+        return self.matrices[mlp_key(source, ffn)]
+
+
+def attention_key(source: int, kv_groups: int, queries_per_group: int) -> str:
+    """Name of a block's attention choice."""
+    return f"{source}.attention.{kv_groups}.{queries_per_group}"
+
+
+def mlp_key(source: int, ffn: int) -> str:
+    """Name of a block's MLP choice."""
+    return f"{source}.mlp.{ffn}"
+
+
+@torch.no_grad()
+def repair_block(
+    parent: PreTrainedModel,
+    shape: Shape,
+    statistics: Statistics,
+    source: int,
+    heads: Mapping[int, tuple[int, ...]],
+    widths: tuple[int, ...],
+) -> Bank:
+    """The bank of one block of the permuted parent.
+
+    `heads` maps each choice of queries per group to its choices of KV groups, `widths` are the FFN choices.
+    """
+    layer = blocks_of(parent)[source]
+    matrices: dict[str, Tensor] = {}
+    errors: dict[str, float] = {}
+    out = layer.self_attn.o_proj.weight.detach()
+    gram = statistics.attention_gram[source]
+    for queries, groups in heads.items():
+        first = kept_query_rows(shape, Block(source, shape.kv_groups, queries, 0), gram.device)
+        rest = torch.ones(gram.shape[0], dtype=torch.bool, device=gram.device)
+        rest[first] = False
+        order = torch.cat([first, rest.nonzero().flatten()])
+        widths_of = {count: count * queries * shape.head_dim for count in groups}
+        repaired, error = _prefixes(out[:, order], gram[order][:, order], set(widths_of.values()))
+        for count, width in widths_of.items():
+            key = attention_key(source, count, queries)
+            matrices[key], errors[key] = repaired[width], error[width]
+    down = layer.mlp.down_proj.weight.detach()
+    repaired, error = _prefixes(down, statistics.ffn_gram[source], set(widths))
+    for width in widths:
+        key = mlp_key(source, width)
+        matrices[key], errors[key] = repaired[width], error[width]
+    return Bank(matrices, errors)
+
+
+def _prefixes(weight: Tensor, gram: Tensor, widths: set[int]) -> tuple[dict[int, Tensor], dict[int, float]]:
+    """Repaired matrices and relative errors for prefixes of these widths; the full one is `weight` itself."""
+    projected, inverse, error = prefix_solutions(weight, gram)
+    repaired = {
+        k: weight
+        if k == weight.shape[1]
+        else (projected[:, :k] @ inverse[:k, :k]).to(weight.dtype).contiguous()
+        for k in widths
+    }
+    whole = float(error[0]) or 1.0
+    return repaired, {k: float(error[k]) / whole for k in widths}

@@ -1,0 +1,148 @@
+"""Front-to-back repair: every module corrects the errors that were made before it, in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from nas.architecture import Architecture
+from nas.calibration import GramSum
+from nas.families import blocks_of, family_of
+from nas.linear import ridge
+from nas.repair.stream import Stream, attention_part, input_of, join, mlp_part
+from nas.shape import Shape
+from nas.subnet import OutputMatrices, cut
+
+
+@dataclass(frozen=True)
+class Damping:
+    """Ridge terms relative to the mean diagonal of the input's Gram matrix.
+
+    `inputs` pulls the input correction towards the identity, `outputs` the output matrix towards its one-pass
+    repair.
+    """
+
+    inputs: float = 1e-1
+    outputs: float = 1e-2
+
+
+@torch.no_grad()
+def repair_front_to_back(
+    parent: PreTrainedModel,
+    shape: Shape,
+    architecture: Architecture,
+    bank: OutputMatrices,
+    windows: Tensor,
+    *,
+    damping: Damping = Damping(),
+    batch_size: int = 8,
+    progress: Callable[[int], object] = lambda done: None,
+) -> PreTrainedModel:
+    """The subnet, as a copy of its own, repaired against the permuted parent on `windows` (n, seq_len).
+
+    Module by module, with all statistics from the subnet's own, already repaired predecessors:
+
+    - the input projections are multiplied by one linear map that leads the subnet's normed input back to the
+      dense one, min ||A x - x_dense||^2 + damping ||A - I||^2;
+    - the output matrix is refitted to what is missing from the dense residual stream behind the module,
+      min ||W h - (dense stream behind - own stream before)||^2 + damping ||W - W_one_pass||^2, so that errors
+      made upstream are corrected, not inherited. Where the next parts of the parent are left out, "behind"
+      is behind those too: the module then stands in for them as far as a linear map can.
+
+    In families that norm a module's output before adding it the target is the dense module's own output.
+    `progress` is told of each finished block.
+    """
+    subnet = cut(parent, shape, architecture, bank, own=True)
+    family = family_of(parent.config)
+    dense = Stream(parent, windows, batch_size)
+    own = dense.states
+    followers = [block.source for block in architecture.blocks[1:]] + [shape.blocks]
+    for block, layer, follower in zip(architecture.blocks, blocks_of(subnet), followers, strict=True):
+        dense.advance(block.source)
+        source, arguments = blocks_of(parent)[block.source], dense.arguments[block.source]
+        before = dense.states
+        middle = [attention_part(source, family, h, arguments) for h in before]
+        dense.states = [mlp_part(source, family, h) for h in middle]
+        dense.position += 1
+        dense.advance(follower)
+        behind = dense.states
+        if block.kv_groups:
+            attention = layer.self_attn
+
+            def attend(x: Tensor, attention: nn.Module = attention, arguments: Any = arguments) -> Any:
+                return attention(hidden_states=x, **arguments)
+
+            own = _repair_module(
+                layer, own, attend,
+                module=attention,
+                inputs=(attention.q_proj, attention.k_proj, attention.v_proj),
+                output=attention.o_proj,
+                norms=(family.attention_pre, family.attention_post),
+                dense=(source, before),
+                target=middle if block.ffn else behind,
+                dense_output=lambda x, s=source, a=arguments: s.self_attn(hidden_states=x, **a)[0],
+                damping=damping,
+            )  # fmt: skip
+        if block.ffn:
+            mlp = layer.mlp
+            own = _repair_module(
+                layer, own, mlp,
+                module=mlp,
+                inputs=(mlp.gate_proj, mlp.up_proj),
+                output=mlp.down_proj,
+                norms=(family.mlp_pre, family.mlp_post),
+                dense=(source, middle),
+                target=behind,
+                dense_output=source.mlp,
+                damping=damping,
+            )  # fmt: skip
+        progress(1)
+    return subnet
+
+
+def _repair_module(
+    layer: nn.Module,
+    own: Sequence[Tensor],
+    run: Callable[[Tensor], Any],
+    *,
+    module: nn.Module,
+    inputs: Iterable[nn.Linear],
+    output: nn.Linear,
+    norms: tuple[str, str | None],
+    dense: tuple[nn.Module, Sequence[Tensor]],
+    target: Sequence[Tensor],
+    dense_output: Callable[[Tensor], Tensor],
+    damping: Damping,
+) -> list[Tensor]:
+    """Repair one module of `layer` in place and return the subnet's stream behind it, batch by batch."""
+    pre, post = norms
+    norm = getattr(layer, pre)
+    source, dense_before = dense
+    gram, cross = GramSum(), GramSum()
+    for mine, theirs in zip(own, dense_before, strict=True):
+        x = norm(mine)
+        gram.add(x)
+        cross.add(getattr(source, pre)(theirs), x)
+    eye = torch.eye(gram.mean.shape[0], dtype=torch.float64, device=gram.mean.device)
+    correction = ridge(gram.mean, cross.mean, eye, damping.inputs)
+    for linear in inputs:
+        linear.weight.data = (linear.weight.double() @ correction).to(linear.weight.dtype)
+    gram, cross = GramSum(), GramSum()
+    multiplier = getattr(layer, "residual_multiplier", 1.0)
+    bias = 0.0 if output.bias is None else output.bias.float()
+    for mine, theirs, goal in zip(own, dense_before, target, strict=True):
+        h = input_of(output, run, norm(mine))
+        if post is None:
+            wanted = (goal.float() - mine.float()) / multiplier
+        else:
+            wanted = dense_output(getattr(source, pre)(theirs)).float()
+        gram.add(h)
+        cross.add(wanted - bias, h)
+    fitted = ridge(gram.mean, cross.mean, output.weight.double(), damping.outputs)
+    output.weight.data = fitted.to(output.weight.dtype)
+    return [join(layer, post, h, output(input_of(output, run, norm(h)))) for h in own]

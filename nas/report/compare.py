@@ -1,0 +1,159 @@
+"""Parent, subnet and baselines side by side, and in one sentence whether the search was worth its while."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from nas.report.record import Report, at, number
+from nas.report.words import SPACE, baseline_name, listing, percent, times
+
+LEVEL = 0.001
+"""Nats per token within which two models count as level: a tenth of a percent of perplexity."""
+
+METHODS = {
+    "uniform": "uniform pruning",
+    "random_search": "random search",
+    "drop_layers": "dropping whole layers",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of the comparison; None where it was not measured. `times_parent` is its perplexity over the
+    parent's on the deciding split, the two `faster` are the parent's time over its own."""
+
+    key: str
+    name: str
+    blocks_kept: float | None
+    kept: float | None
+    validation: float | None
+    test: float | None
+    times_parent: float | None
+    accuracy: float | None
+    kl: float | None
+    prefill_faster: float | None
+    decode_faster: float | None
+    evaluations: float | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`outcome` is how the subnet stands against the best baseline; `text` says it with the numbers."""
+
+    outcome: Literal["better", "level", "worse", "alone"]
+    text: str
+
+
+def deciding_split(report: Report) -> str:
+    """The split that models are compared on: test, or validation where test text was not scored."""
+    scored = all(number(report, f"{who}.test.nll") is not None for who in ("parent_scores", "subnet.scores"))
+    return "test" if scored else "validation"
+
+
+def rows(report: Report) -> list[Row]:
+    """Parent, subnet, then the baselines in the report's order; those not in the report are left out."""
+    found = []
+    if at(report, "parent_scores"):
+        parent = {"block_parameters_kept": 1.0, "parameters_kept": 1.0, "scores": report["parent_scores"]}
+        found.append(
+            _row(report, "parent", "parent", {**parent, "latency": at(report, "parent_scores.latency")})
+        )
+    if at(report, "subnet"):
+        found.append(_row(report, "subnet", "subnet", report["subnet"]))
+    baselines = at(report, "baselines") or {}
+    return found + [_row(report, key, baseline_name(key), value) for key, value in baselines.items() if value]
+
+
+def _row(report: Report, key: str, name: str, model: Any) -> Row:
+    def faster(what: str) -> float | None:
+        whole, own = number(report, f"parent_scores.latency.{what}"), number(model, f"latency.{what}")
+        return whole / own if whole and own else None
+
+    split = deciding_split(report)
+    return Row(
+        key=key,
+        name=name,
+        blocks_kept=number(model, "block_parameters_kept"),
+        kept=number(model, "parameters_kept"),
+        validation=number(model, "scores.validation.perplexity"),
+        test=number(model, "scores.test.perplexity"),
+        times_parent=ratio(
+            number(model, f"scores.{split}.nll"), number(report, f"parent_scores.{split}.nll")
+        ),
+        accuracy=number(model, f"scores.{split}.accuracy"),
+        kl=number(model, f"scores.{split}.kl"),
+        prefill_faster=faster("prefill_ms"),
+        decode_faster=faster("decode_ms_per_token"),
+        evaluations=number(model, "evaluations"),
+    )
+
+
+def ratio(nll: float | None, reference: float | None) -> float | None:
+    """Perplexity over the reference's, from two negative log-likelihoods; None if it is not finite."""
+    if nll is None or reference is None or nll - reference > 700:
+        return None
+    return math.exp(nll - reference)
+
+
+def pair_reference(report: Report) -> float | None:
+    """The parent's negative log-likelihood by the protocol of the pairs: `parent_scores.pairs` where the report
+    has it, else on validation text."""
+    value = number(report, "parent_scores.pairs.nll")
+    return number(report, "parent_scores.validation.nll") if value is None else value
+
+
+def verdict(report: Report) -> Verdict | None:
+    """How the subnet compares with the baselines on the deciding split; None if it has no score there.
+
+    Damage is the increase of log-perplexity over the parent's.
+    """
+    split = deciding_split(report)
+    parent = number(report, f"parent_scores.{split}.nll")
+    subnet = number(report, f"subnet.scores.{split}.nll")
+    if parent is None or subnet is None:
+        return None
+    own = subnet - parent
+    better, level, worse = [], [], []
+    for key, baseline in (at(report, "baselines") or {}).items():
+        nll = number(baseline, f"scores.{split}.nll")
+        if nll is None:
+            continue
+        name, damage = METHODS.get(key, baseline_name(key)), nll - parent
+        if damage < own - LEVEL:
+            better.append((damage, f"{name} ({times(math.exp(damage))})"))
+        elif damage <= own + LEVEL:
+            level.append(f"{name} ({times(math.exp(damage))})")
+        else:
+            less = f"{percent(1 - own / damage, 0)} less damage than {name}"
+            worse.append(less if 0 <= own < damage else f"less damage than {name}")
+    better.sort()
+    return Verdict(
+        "worse" if better else "level" if level else "better" if worse else "alone",
+        _sentences(own, split, [text for _, text in better], level, worse) + _speed(report),
+    )
+
+
+def _sentences(own: float, split: str, better: list[str], level: list[str], worse: list[str]) -> str:
+    result = f"{times(math.exp(own))} the parent’s {split} perplexity"
+    if better:
+        verb = "is" if len(better) == 1 else "are"
+        text = f"The search did not pay here: {listing(better)} {verb} better than the subnet found, at {result}."
+    elif level:
+        text = f"The search gained nothing over {listing(level)}: the subnet found is level with it, at {result}."
+    elif worse:
+        everyone = {1: "the baseline", 2: "both baselines", 3: "all three baselines"}.get(
+            len(worse), "all baselines"
+        )
+        return f"The subnet found beats {everyone} at {result}: it does {listing(worse)}."
+    else:
+        return f"The subnet found stands at {result}; there is no baseline to compare it with."
+    return text + (f" It does {listing(worse)}." if worse else "")
+
+
+def _speed(report: Report) -> str:
+    subnet = next((row for row in rows(report) if row.key == "subnet"), None)
+    if subnet is None or subnet.prefill_faster is None or subnet.prefill_faster >= 1.02:
+        return ""
+    return f" It is no faster than its parent: prefill at {subnet.prefill_faster:.2f}{SPACE}× its speed."

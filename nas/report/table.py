@@ -1,0 +1,40 @@
+"""The comparison as a short aligned table for the terminal."""
+
+from __future__ import annotations
+
+from nas.report.compare import Row, deciding_split, rows
+from nas.report.record import Report
+from nas.report.words import SPACE, fixed, percent, perplexity
+
+WIDEST_NAME = 24
+
+
+def terminal_table(report: Report) -> str:
+    """One line a model: what it keeps of the blocks and of all parameters, its perplexities, its speed."""
+    split = deciding_split(report)
+    head = [
+        ("", "blocks", "all", "perplexity", "perplexity", "× parent", "prefill"),
+        ("", "kept", "kept", "validation", "test", f"({split})", "× faster"),
+    ]
+    lines = [*head, *(_cells(row) for row in rows(report))]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head[0]))]
+    text = [
+        "  ".join(
+            [line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))]
+        )
+        for line in lines
+    ]
+    text.insert(len(head), "─" * len(text[0]))
+    return "\n".join(line.rstrip() for line in text)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return (
+        " ".join(row.name.split())[:WIDEST_NAME],
+        percent(row.blocks_kept).replace(SPACE, " "),
+        percent(row.kept).replace(SPACE, " "),
+        perplexity(row.validation),
+        perplexity(row.test),
+        fixed(row.times_parent, 3),
+        fixed(row.prefill_faster, 2),
+    )

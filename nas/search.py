@@ -1,0 +1,119 @@
+"""Search with a predictor: Optuna proposes generations, the predictor scores them, the budget is hard."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import optuna
+from numpy.typing import NDArray
+from optuna.distributions import IntDistribution
+from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+
+from nas.cost import Budget
+from nas.proposals import Indices, fit, mutate
+from nas.shape import Widths
+from nas.space import SearchSpace
+
+Predict = Callable[[Widths], NDArray[np.float64]]
+"""(n, blocks, 3) widths -> (n,) scores, larger is better."""
+
+SEARCHERS: dict[str, Callable[[int, int], BaseSampler]] = {
+    "nsga2": lambda generation, seed: NSGAIISampler(population_size=generation, seed=seed),
+    "tpe": lambda generation, seed: TPESampler(seed=seed, n_startup_trials=generation),
+    "random": lambda generation, seed: RandomSampler(seed=seed),
+}
+"""Optuna samplers by name, made from the size of a generation and a seed."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search scored, best first, each architecture once: choice indices (n, knobs) and predicted
+    scores (n,); `proposals` counts every prediction made, `best` is the best prediction after each
+    generation."""
+
+    indices: Indices
+    predicted: NDArray[np.float64]
+    proposals: int
+    best: tuple[float, ...]
+
+
+def search(
+    space: SearchSpace,
+    budget: Budget,
+    predict: Predict,
+    *,
+    starts: Indices,
+    seed: int,
+    trials: int = 400,
+    generation: int = 40,
+    neighbours: int = 16,
+    climbs: int = 3,
+    searcher: str = "nsga2",
+) -> Found:
+    """Optuna asks for a generation, which is fitted to the budget and improved by a few vectorised climbs
+    (every row against `neighbours` mutations of it, all fitted to the budget, one predictor call a climb);
+    the improved scores are told to Optuna.
+
+    `starts` are the first trials. Everything returned fits the budget.
+    """
+    rng = np.random.default_rng(seed)
+    free = [k for k, depth in enumerate(space.depths) if depth > 1]
+    names = list(space.knobs)
+    distributions: dict[str, Any] = {names[k]: IntDistribution(0, int(space.depths[k]) - 1) for k in free}
+    study = _quiet_study(SEARCHERS[searcher](generation, seed))
+    for row in starts[:trials]:
+        study.enqueue_trial({names[k]: int(row[k]) for k in free})
+    seen: list[tuple[Indices, NDArray[np.float64]]] = []
+    best: list[float] = []
+    while len(best) * generation < trials:
+        asked = [study.ask(distributions) for _ in range(generation)]
+        rows = np.zeros((generation, len(names)), dtype=np.int64)
+        rows[:, free] = [[trial.params[names[k]] for k in free] for trial in asked]
+        rows = fit(space, budget, rows, rng)
+        scores = predict(space.widths(rows))
+        seen.append((rows, scores))
+        for _ in range(climbs):
+            near = fit(space, budget, mutate(space, np.repeat(rows, neighbours, axis=0), rng), rng)
+            near_scores = predict(space.widths(near))
+            seen.append((near, near_scores))
+            winner = (
+                near_scores.reshape(generation, neighbours).argmax(1) + np.arange(generation) * neighbours
+            )
+            better = near_scores[winner] > scores
+            rows[better], scores = near[winner][better], np.maximum(scores, near_scores[winner])
+        for trial, score in zip(asked, scores, strict=True):
+            study.tell(trial, float(score))
+        best.append(max(float(scores.max()), best[-1] if best else -np.inf))
+    indices = np.concatenate([rows for rows, _ in seen])
+    predicted = np.concatenate([scores for _, scores in seen])
+    _, first = np.unique(space.widths(indices).reshape(len(indices), -1), axis=0, return_index=True)
+    order = first[np.argsort(-predicted[first], kind="stable")]
+    return Found(indices[order], predicted[order], len(indices), tuple(best))
+
+
+def spread_out(space: SearchSpace, found: Found, count: int, taken: set[bytes], distance: int = 2) -> Indices:
+    """The best `count` rows that differ from each other in at least `distance` knobs and are not `taken`
+    (widths as bytes)."""
+    chosen: list[NDArray[np.int64]] = []
+    for row, widths in zip(found.indices, space.widths(found.indices), strict=True):
+        if widths.tobytes() in taken or any((row != other).sum() < distance for other in chosen):
+            continue
+        chosen.append(row)
+        if len(chosen) == count:
+            break
+    return np.array(chosen, dtype=np.int64).reshape(-1, len(space.depths))
+
+
+def _quiet_study(sampler: BaseSampler) -> optuna.Study:
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return optuna.create_study(direction="maximize", sampler=sampler)
+    finally:
+        optuna.logging.set_verbosity(level)

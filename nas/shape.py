@@ -1,0 +1,78 @@
+"""The parent's shape, and what fits into it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.errors import InputError
+from nas.architecture import Architecture, Block
+
+Widths = NDArray[np.int64]
+"""(..., blocks, 3): KV groups, queries per group and FFN channels of each of the parent's blocks, 0 where skipped;
+the form in which many architectures are handled at once."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The parent's shape: all that closed-form costs and legality need to know of a model.
+
+    Parameter counts come in the pieces that a cut removes: `per_group` for a KV group's key and value rows,
+    `per_query` for a query head's rows and its columns of the output matrix, `per_channel` for an FFN channel,
+    and the fixed remainder of an attention or an MLP that goes only with the whole module (its norms, its
+    output bias). `outside` counts embeddings, final norm and head (once, if tied).
+    """
+
+    family: str
+    hidden: int
+    blocks: int
+    kv_groups: int
+    queries_per_group: int
+    head_dim: int
+    ffn: int
+    vocab: int
+    per_group: int
+    per_query: int
+    attention_fixed: int
+    per_channel: int
+    mlp_fixed: int
+    outside: int
+
+    @property
+    def parent(self) -> Architecture:
+        """The keep-everything architecture."""
+        full = (self.kv_groups, self.queries_per_group, self.ffn)
+        return Architecture(self.hidden, tuple(Block(i, *full) for i in range(self.blocks)))
+
+
+def widths_of(architecture: Architecture, shape: Shape) -> Widths:
+    """(blocks, 3) widths of one architecture."""
+    widths = np.zeros((shape.blocks, 3), dtype=np.int64)
+    for block in architecture.blocks:
+        widths[block.source] = block.kv_groups, block.queries_per_group, block.ffn
+    return widths
+
+
+def architecture_of(widths: Widths, shape: Shape) -> Architecture:
+    """The inverse of `widths_of`, of one (blocks, 3) array."""
+    rows = [(i, *map(int, row)) for i, row in enumerate(widths) if row.any()]
+    return Architecture(shape.hidden, tuple(Block(*row) for row in rows))
+
+
+def check_fits(architecture: Architecture, shape: Shape) -> None:
+    """Raise `InputError` unless the architecture can be cut out of a parent of this shape."""
+    if architecture.hidden != shape.hidden:
+        raise InputError(f"hidden width {architecture.hidden} differs from the parent's {shape.hidden}")
+    if not architecture.blocks:
+        raise InputError("an architecture needs at least one block")
+    if not any(block.kv_groups for block in architecture.blocks):
+        raise InputError("an architecture needs attention in at least one block; all of them skip it")
+    for block in architecture.blocks:
+        limits = (shape.blocks - 1, shape.kv_groups, shape.queries_per_group, shape.ffn)
+        kept = (block.source, block.kv_groups, block.queries_per_group, block.ffn)
+        words = ("layer index", "KV groups", "queries per group", "FFN channels")
+        for word, have, limit in zip(words, kept, limits, strict=True):
+            if have > limit:
+                raise InputError(f"block {block.source}: {word} {have} exceeds the parent's {limit}")

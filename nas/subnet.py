@@ -1,0 +1,189 @@
+"""Cut a subnet out of the permuted parent: views of its storage, in milliseconds."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from data.errors import InputError
+from nas.architecture import Architecture, Block
+from nas.families import Family, blocks_of, family_of
+from nas.modeling_subnet import NoAttention, NoMlp, cache_slots
+from nas.shape import Shape, check_fits
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class OutputMatrices(Protocol):
+    """Where a cut takes its output matrices from (see `nas.repair.bank`)."""
+
+    def attention(self, source: int, kv_groups: int, queries_per_group: int) -> Tensor:
+        """(hidden, kv_groups * queries_per_group * head_dim)."""
+
+    def mlp(self, source: int, ffn: int) -> Tensor:
+        """(hidden, ffn)."""
+
+
+def cut(
+    parent: PreTrainedModel,
+    shape: Shape,
+    architecture: Architecture,
+    bank: OutputMatrices | None = None,
+    *,
+    own: bool = False,
+) -> PreTrainedModel:
+    """The subnet of a permuted parent.
+
+    Weights are prefix views of the parent's and, with a `bank`, its repaired output matrices: nothing is
+    copied, except query rows where fewer than all queries of a group are kept. `own=True` copies everything,
+    so that the subnet can be trained or outlive the parent. The parent is not changed. Raises `InputError`
+    if the architecture does not fit.
+    """
+    check_fits(architecture, shape)
+    family = family_of(parent.config)
+    config = copy.copy(parent.config)
+    for name, value in depth_settings(parent.config, architecture).items():
+        setattr(config, name, value)
+    subnet = _shell(parent)
+    subnet.model = _shell(parent.model)
+    subnet.model.rotary_emb = _shell(
+        parent.model.rotary_emb
+    )  # some kinds grow with the length they have seen
+    subnet.config = subnet.model.config = config
+    kinds = getattr(config, "layer_types", None) or [None] * len(architecture.blocks)
+    slots = cache_slots(kinds, [block.kv_groups > 0 for block in architecture.blocks])
+    layers = blocks_of(parent)
+    subnet.model.layers = nn.ModuleList(
+        _cut_block(layers[block.source], family, config, shape, block, slot, bank)
+        for block, slot in zip(architecture.blocks, slots, strict=True)
+    )
+    return copy.deepcopy(subnet) if own else subnet
+
+
+def depth_settings(config: PreTrainedConfig, architecture: Architecture) -> dict[str, Any]:
+    """The settings of a configuration that follow the kept blocks: their number, and lists of one entry a block.
+
+    The layer type of a block without attention means nothing but a place in the KV cache; it becomes that of the
+    first block with attention, so that the first place in the cache is one that is used.
+    """
+    settings: dict[str, Any] = {"num_hidden_layers": len(architecture.blocks)}
+    for name in ("layer_types", "no_rope_layers"):
+        values = getattr(config, name, None)
+        if values is not None:
+            settings[name] = [values[block.source] for block in architecture.blocks]
+    kinds = settings.get("layer_types")
+    if kinds is not None:
+        attends = [block.kv_groups > 0 for block in architecture.blocks]
+        first = kinds[attends.index(True)]
+        settings["layer_types"] = [kind if has else first for kind, has in zip(kinds, attends, strict=True)]
+    return settings
+
+
+def _cut_block(
+    layer: nn.Module,
+    family: Family,
+    config: PreTrainedConfig,
+    shape: Shape,
+    block: Block,
+    slot: int,
+    bank: OutputMatrices | None,
+) -> nn.Module:
+    new = _shell(layer)
+    if block.kv_groups:
+        new.self_attn = _cut_attention(layer.self_attn, shape, block, slot, bank)
+    else:
+        new.self_attn = NoAttention()
+        for name in family.attention_norms:
+            setattr(new, name, nn.Identity())
+    if block.ffn:
+        new.mlp = _cut_mlp(layer.mlp, shape, block, bank)
+    else:
+        new.mlp = NoMlp()
+        for name in family.mlp_norms:
+            setattr(new, name, nn.Identity())
+    for module in (new, new.self_attn, new.mlp):
+        if "config" in module.__dict__:
+            module.config = config
+    return new
+
+
+def _cut_attention(
+    attention: nn.Module, shape: Shape, block: Block, slot: int, bank: OutputMatrices | None
+) -> nn.Module:
+    new = _shell(attention)
+    new.layer_idx = slot
+    new.num_key_value_groups = block.queries_per_group
+    kv = block.kv_groups * shape.head_dim
+    new.k_proj = _rows(attention.k_proj, kv)
+    new.v_proj = _rows(attention.v_proj, kv)
+    if block.queries_per_group == shape.queries_per_group:
+        new.q_proj = _rows(attention.q_proj, block.heads * shape.head_dim)
+    else:
+        rows = kept_query_rows(shape, block, attention.q_proj.weight.device)
+        bias = attention.q_proj.bias
+        new.q_proj = _linear(
+            attention.q_proj, attention.q_proj.weight[rows], None if bias is None else bias[rows]
+        )
+    if bank is not None:
+        out = bank.attention(block.source, block.kv_groups, block.queries_per_group)
+    elif block.queries_per_group == shape.queries_per_group:
+        out = attention.o_proj.weight[:, : block.heads * shape.head_dim]
+    else:
+        out = attention.o_proj.weight[:, kept_query_rows(shape, block, attention.o_proj.weight.device)]
+    new.o_proj = _linear(attention.o_proj, out, attention.o_proj.bias)
+    return new
+
+
+def _cut_mlp(mlp: nn.Module, shape: Shape, block: Block, bank: OutputMatrices | None) -> nn.Module:
+    new = _shell(mlp)
+    new.gate_proj = _rows(mlp.gate_proj, block.ffn)
+    new.up_proj = _rows(mlp.up_proj, block.ffn)
+    out = mlp.down_proj.weight[:, : block.ffn] if bank is None else bank.mlp(block.source, block.ffn)
+    new.down_proj = _linear(mlp.down_proj, out, mlp.down_proj.bias)
+    return new
+
+
+def kept_query_rows(shape: Shape, block: Block, device: torch.device) -> Tensor:
+    """Rows of the permuted q_proj (columns of o_proj) that a block keeps: the first queries of the first
+    groups, (heads * head_dim,)."""
+    rows = torch.arange(shape.kv_groups * shape.queries_per_group * shape.head_dim, device=device)
+    grid = rows.view(shape.kv_groups, shape.queries_per_group, shape.head_dim)
+    return grid[: block.kv_groups, : block.queries_per_group].flatten()
+
+
+def _rows(linear: nn.Linear, rows: int) -> nn.Linear:
+    bias = None if linear.bias is None else linear.bias[:rows]
+    return _linear(linear, linear.weight[:rows], bias)
+
+
+def _linear(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A projection like `linear` that uses these tensors as they are, without copying them."""
+    new = _shell(linear)
+    new.out_features, new.in_features = weight.shape
+    new.weight = nn.Parameter(weight, requires_grad=False)
+    new.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    return new
+
+
+def _shell(module: Module) -> Module:
+    """A module of the same class that shares parameters, buffers and children but not their containers, so
+    that replacing a child leaves the original alone; hooks are not taken over."""
+    if "forward" in module.__dict__:
+        raise InputError(
+            f"{type(module).__name__} runs a forward of its own on this object (a model spread over devices, or "
+            "one that was patched), which a subnet cannot take over; load the parent onto one device, unpatched"
+        )
+    new = object.__new__(type(module))
+    new.__dict__.update(module.__dict__)
+    for name, value in module.__dict__.items():
+        if isinstance(value, (dict, OrderedDict)) and name.startswith("_"):
+            new.__dict__[name] = type(value)() if "hooks" in name else value.copy()
+    new.__dict__.pop(
+        "_output_capturing_hooks_installed", None
+    )  # transformers hooks the subnet when it needs to
+    return new
