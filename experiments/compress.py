@@ -18,8 +18,10 @@ import sys
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from data.corpus import load_corpus
 from data.errors import InputError
@@ -37,12 +39,13 @@ from experiments.results import (
 )
 from experiments.stages import Stages, say
 from nas.baselines import dropped_layers, random_cuts, uniform_cuts
-from nas.building import SubnetMeter, build_pairs
+from nas.building import SubnetMeter, build_pairs, table
+from nas.card import model_card
 from nas.cost import Budget, CostModel
 from nas.encoding import Encoding
 from nas.evaluate import evaluate
 from nas.exploration import explore
-from nas.export import model_card, save_checkpoint
+from nas.export import needs_code, save_checkpoint
 from nas.families import shape_of
 from nas.finalists import repair_and_choose
 from nas.importance import CRITERIA
@@ -51,9 +54,12 @@ from nas.pairs import Pair, Pairs, Setting
 from nas.parent import choose_device, choose_dtype, digest_of, load_parent
 from nas.prepare import prepare
 from nas.proposals import check_reachable
+from nas.refinement import refine
+from nas.repair.sequential import repair_front_to_back
+from nas.report import check_report, terminal_table, write_html, write_json
 from nas.sampling import SAMPLERS, Hints
-from nas.report import terminal_table, write_html, write_json
 from nas.search import SEARCHERS
+from nas.shape import Widths, architecture_of
 from nas.space import default_space
 from predictors import PREDICTORS
 
@@ -100,6 +106,12 @@ class Settings:
         8, "times the predictor is fitted and its best proposals are evaluated", group="search"
     )
     trials: int = option(240, "Optuna trials a round", group="search")
+    refinements: int = option(
+        24,
+        "subnets measured under front-to-back repair, in a local search from the best pairs",
+        group="search",
+    )
+    refine_thinning: int = option(4, "refinement repairs on every n-th calibration window", group="search")
     finalists: int = option(4, "subnets that are repaired front to back and compared", group="search")
     baselines: bool = option(
         True, "measure the baselines too; random search costs as many evaluations again", group="search"
@@ -192,7 +204,8 @@ def main(settings: Settings) -> None:
 
     with stages("pairs and search"):
         setting = Setting({**protocol, "ranking": settings.ranking, "pair_windows": len(on_pairs)})
-        pairs = Pairs(str(settings.out / "pairs.journal"), setting)
+        store = str(settings.out / "pairs.journal")
+        pairs = Pairs(store, setting)
         measure = SubnetMeter(prepared.parent, shape, prepared.bank, on_pairs, settings.batch_size)
         encoding = Encoding(cost, prepared.attention_error, prepared.mlp_error)
         explored = explore(
@@ -211,10 +224,28 @@ def main(settings: Settings) -> None:
             searcher=settings.searcher,
         )
 
+    with stages("refine"):
+        few = calibration[:: settings.refine_thinning]
+
+        def repaired_score(widths: Widths) -> float:
+            model = repair_front_to_back(
+                prepared.parent, shape, architecture_of(widths, shape), prepared.bank, few,
+                batch_size=settings.batch_size,
+            )  # fmt: skip
+            return evaluate(model, on_pairs, batch_size=settings.batch_size).score
+
+        ordered = sorted(explored.pairs, key=lambda pair: -pair.score)
+        if settings.refinements:
+            repaired = Setting({**setting.fields, "repair": "front to back", "windows": len(few)})
+            rows = space.indices(table(ordered, shape)[0])
+            ordered = refine(
+                space, budget, repaired_score, explored.predict, rows, Pairs(store, repaired), rng,
+                evaluations=settings.refinements,
+            )  # fmt: skip
+
     with stages("finalists"):
-        ordered = sorted(explored.pairs, key=lambda pair: -pair.score)[: settings.finalists]
         best, chosen, finalists = repair_and_choose(
-            prepared, shape, [pair.architecture for pair in ordered], calibration, on_final,
+            prepared, shape, [pair.architecture for pair in ordered[: settings.finalists]], calibration, on_final,
             batch_size=settings.batch_size, name="finalists",
         )  # fmt: skip
 
@@ -264,7 +295,7 @@ def main(settings: Settings) -> None:
         records["subnet"]["checkpoint"] = "checkpoint"
         records["subnet"]["finalists"] = [
             {"digest": f.architecture.digest, "pair_score": p.score, "validation_nll": f.validation.nll}
-            for f, p in zip(finalists, ordered, strict=True)
+            for f, p in zip(finalists, ordered, strict=False)
         ]
         whole = cost(shape.parent)
         report = {
@@ -307,9 +338,10 @@ def main(settings: Settings) -> None:
             "versions": versions(),
             "seed": settings.seed,
         }  # fmt: skip
+        check_report(report)
         save_checkpoint(
             best, base_config, shape, chosen.architecture, settings.out / "checkpoint",
-            tokenizer=tokenizer, generation_config=generation_config, card=model_card(report),
+            tokenizer=tokenizer, generation_config=generation_config, card=card(report, best, base_config, chosen.architecture, shape),
         )  # fmt: skip
         write_html(report, settings.out / "report.html")
         write_json(report, settings.out / REPORT)  # last: its presence says that the run is finished
@@ -318,11 +350,41 @@ def main(settings: Settings) -> None:
     say(f"\ncheckpoint {settings.out / 'checkpoint'}, report {settings.out / 'report.html'}")
 
 
+def card(
+    report: dict[str, Any],
+    subnet: PreTrainedModel,
+    config: PreTrainedConfig,
+    architecture: Architecture,
+    shape: Shape,
+) -> str:
+    """The checkpoint's model card, from the report."""
+    settings, own, before = report["settings"], report["subnet"], report["parent_scores"]
+    return model_card(
+        architecture,
+        shape,
+        parent=settings["parent"],
+        licence="apache-2.0" if settings["parent"] == "demo" else None,
+        method=[
+            f"units ranked by {settings['ranking']} on {report['protocol']['calibration']}",
+            f"{len(report['pairs'])} subnets really evaluated, searched with {settings['predictor']} and Optuna",
+            "output matrices refitted front to back in closed form; no training",
+        ],
+        protocol=f"{settings['corpus']}, {report['protocol']['test']}, {report['protocol']['dtype']}",
+        scores={
+            f"{name}, {split}": (own["scores"][split][name], before[split][name])
+            for split in ("validation", "test")
+            for name in ("perplexity", "accuracy")
+        },
+        costs={name: (own["costs"][name], report["budget"]["parent_costs"][name]) for name in own["costs"]},
+        code=needs_code(subnet, config, shape, architecture),
+    )
+
+
 def check(settings: Settings) -> None:
     """Refuse numbers that cannot mean anything, before any work."""
     smallest = {
         "seq_len": 2, "calibration_windows": 1, "pair_windows": 1, "final_windows": 1, "test_windows": 0,
-        "pairs": 12, "first_pairs": 12, "rounds": 1, "trials": 1, "finalists": 1, "batch_size": 1, "seed": 0,
+        "pairs": 12, "first_pairs": 12, "rounds": 1, "trials": 1, "finalists": 1, "refinements": 0, "refine_thinning": 1, "batch_size": 1, "seed": 0,
     }  # fmt: skip
     for name, least in smallest.items():
         if getattr(settings, name) < least:

@@ -103,7 +103,7 @@ def predictor_record(
 
     def judge(which: str) -> dict[str, Any]:
         def fresh() -> Predictor:
-            return DamagePredictor(make(which), reference)
+            return DamagePredictor(make(which), reference, encoding.errors)
 
         widths, scores = table(list(pairs), encoding.cost.shape)
         features, load = encoding(widths), budget.load(widths)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from data.errors import InputError
 from nas.cost import Budget
 from nas.proposals import Indices, fit
 from nas.sampling import Hints, drop_blocks, uniform_family
@@ -26,7 +27,12 @@ def uniform_cuts(space: SearchSpace, budget: Budget) -> Indices:
         row = np.tile([np.searchsorted(space.choices[0], groups), full[0, 1], low], space.shape.blocks)
         if low and budget.allows(space.widths(row[None]))[0]:
             rows.append(row)
-    return np.unique(np.stack(rows), axis=0)
+    unique = np.unique(np.stack(rows), axis=0)
+    widths = space.widths(unique)
+    usable = (widths[..., 0] > 0).all(1) & (widths[..., 2] > 0).all(1) & budget.allows(widths)
+    if not usable.any():
+        raise InputError("no uniform cut of this space fits the budget; relax it or drop --baselines")
+    return unique[usable]
 
 
 def dropped_layers(space: SearchSpace, budget: Budget, hints: Hints) -> Indices:

@@ -1,39 +1,72 @@
-"""Predict on the scale of damage: what a subnet loses against its parent, under a square root."""
+"""Predict damage: what a subnet loses against its parent, an additive line in local errors times a correction."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+from scipy.optimize import nnls
 
 from predictors.protocol import Features, Predictor, Scores
+
+LEAST = 1e-4
+"""Damage in nats below which subnets count as equal to their parent: logarithms need a floor."""
 
 
 @dataclass
 class DamagePredictor:
-    """A predictor of scores that learns -sqrt(reference - score) and answers in scores again.
+    """A predictor of scores that works on the damage, reference - score, where `reference` is the parent's.
 
-    Scores of bad subnets spread over a range many times that of the good ones; without the root the fit
-    spends itself on them and extrapolates far beyond the reference, which is the parent's score. Order is
-    kept. Scores above the reference count as negative damage.
+    The damage is taken as an additive line times a correction. The line is a non-negative combination of the
+    columns `errors` (local output errors) and their squares: cutting more never looks better, so it
+    extrapolates from few pairs, which a free regression does not. The given predictor learns the logarithm
+    of what the line misses, from all columns and the line itself. Everything is in relative damage, because
+    scores of bad subnets spread over a range many times that of the good ones.
     """
 
     predictor: Predictor
     reference: float
+    errors: Sequence[int]
 
     def fit(self, X: Features, y: Scores) -> Self:
         """Learn from features X (n, d) and scores y (n,)."""
-        self.predictor.fit(X, -_signed_root(self.reference - np.asarray(y, dtype=np.float64)))
+        damage = np.maximum(self.reference - np.asarray(y, dtype=np.float64), LEAST)
+        self.weights_ = additive_line(self._terms(X), damage)
+        line = self._line(X)
+        self.predictor.fit(self._with_line(X, line), np.log(line) - np.log(damage))
         return self
 
     def predict(self, X: Features) -> Scores:
         """(n,) scores."""
-        root = -np.asarray(self.predictor.predict(X), dtype=np.float64)
-        result: Scores = self.reference - np.sign(root) * root**2
+        line = self._line(X)
+        result: Scores = self.reference - line * np.exp(-self.predictor.predict(self._with_line(X, line)))
         return result
 
+    def _terms(self, X: Features) -> Features:
+        errors = np.asarray(X, dtype=np.float64)[:, list(self.errors)]
+        return np.concatenate([errors, errors**2], axis=1)
 
-def _signed_root(damage: Scores) -> Scores:
-    result: Scores = np.sign(damage) * np.sqrt(np.abs(damage))
-    return result
+    def _line(self, X: Features) -> Scores:
+        line: Scores = np.maximum(self._terms(X) @ self.weights_, LEAST)
+        return line
+
+    @staticmethod
+    def _with_line(X: Features, line: Scores) -> Features:
+        return np.concatenate([np.asarray(X, dtype=np.float64), np.log(line)[:, None]], axis=1)
+
+
+def additive_line(terms: Features, damage: Scores, pull: float = 1e-3) -> Scores:
+    """Non-negative weights (d,) with terms (n, d) @ weights close to damage (n,) > 0 in relative error.
+
+    Weighted non-negative least squares (Lawson and Hanson 1974) with a weak ridge towards one common weight,
+    so that terms that few rows exercise are not taken for free.
+    """
+    rows, columns = terms.shape
+    common = float(np.median(damage / np.maximum(terms.sum(axis=1), 1e-12)))
+    strength = np.sqrt(pull * rows)
+    system = np.concatenate([terms / damage[:, None], strength * np.eye(columns) / max(common, 1e-12)])
+    wanted = np.concatenate([np.ones(rows), strength * np.ones(columns)])
+    weights: Scores = nnls(system, wanted)[0]
+    return weights

@@ -41,6 +41,13 @@ class Encoding:
             "block_parameters", "flops", "kv_cache_bytes",
         )  # fmt: skip
 
+    @cached_property
+    def errors(self) -> tuple[int, ...]:
+        """Which columns hold the local errors of single modules."""
+        return tuple(
+            i for i, name in enumerate(self.columns) if name[0].isdigit() and name.endswith("_error")
+        )
+
     def __call__(self, widths: Widths) -> NDArray[np.float32]:
         """(n, blocks, 3) widths -> (n, columns) features."""
         shape = self.cost.shape

@@ -15,7 +15,7 @@ from nas.encoding import Encoding
 from nas.pairs import Pair, Pairs
 from nas.proposals import Indices
 from nas.pruning import Dropped, prune
-from nas.search import search, spread_out
+from nas.search import Predict, search, spread_out
 from nas.space import SearchSpace
 from predictors.protocol import Predictor
 
@@ -37,9 +37,10 @@ class Round:
 
 @dataclass(frozen=True)
 class Explored:
-    """All pairs (the first ones and every round's), the rounds, and the space as last pruned with the choices
-    dropped by round."""
+    """All pairs (the first ones and every round's), the rounds, the space as last pruned with the choices
+    dropped by round, and the predictor fitted on all pairs."""
 
+    predict: Predict
     pairs: list[Pair]
     rounds: list[Round]
     space: SearchSpace
@@ -80,10 +81,7 @@ def explore(
             break
         rng = np.random.default_rng([seed, number])
         widths, scores = table(known, shape)
-        predictor = DamagePredictor(make(), reference).fit(encoding(widths), scores)
-
-        def predict(rows: np.ndarray, predictor: DamagePredictor = predictor) -> np.ndarray:
-            return predictor.predict(encoding(rows))
+        predict = fit_predictor(make(), encoding, known, reference)
 
         best = widths[np.argsort(-scores, kind="stable")]
         pruned, dropped = prune(
@@ -111,7 +109,14 @@ def explore(
                 seconds=searched,
             )
         )
-    return Explored(known, log, pruned, gone)
+    return Explored(fit_predictor(make(), encoding, known, reference), known, log, pruned, gone)
+
+
+def fit_predictor(predictor: Predictor, encoding: Encoding, known: list[Pair], reference: float) -> Predict:
+    """A function from widths to predicted scores, learned from pairs."""
+    widths, scores = table(known, encoding.cost.shape)
+    fitted = DamagePredictor(predictor, reference, encoding.errors).fit(encoding(widths), scores)
+    return lambda rows: fitted.predict(encoding(rows))
 
 
 def margin(known: list[Pair], reference: float) -> float:

@@ -1,17 +1,18 @@
 """Save a subnet as a checkpoint that `AutoModelForCausalLM` loads where this project is not installed.
 
-A subnet that transformers can build from one width for all blocks becomes a plain checkpoint of its family. What
-can is found by building it on the meta device and comparing every shape, not by rules: LLaMA and Gemma 2 and 3
-refuse head counts that do not divide the hidden width, and a LLaMA without biases is then written as Mistral
-without a window, the same computation. Every other subnet keeps its widths in `per_layer_config` and carries
-`nas/modeling_subnet.py`, filled in for its family, as `modeling_subnet.py`.
+A subnet that transformers can build from one width for all blocks becomes a plain checkpoint of its family.
+Which can is found by building it on the meta device and comparing every shape, not by rules. LLaMA and
+Gemma 2 and 3 refuse head counts that do not divide the hidden width; a LLaMA without biases is then written
+as Mistral without a window, which is the same computation. Every other subnet keeps its widths in
+`per_layer_config` and carries `nas/modeling_subnet.py`, filled in for its family, as `modeling_subnet.py`.
 
-Such a checkpoint has a model type of its own (`secateur_llama`). Under the family's type, transformers without
-`trust_remote_code` would take its own class, and where nothing but skips differ load it with new random weights
-and a mere warning. With a type of its own it says that it needs the code instead. The price is that engines which
-switch on the type do not know it; they would build it wrong. The family's classes, when called by name, fail as
-well: a skipped module's widths are 0 in `per_layer_config`, so at least one width always varies by block, and
-they refuse to read such a width from a configuration that does not allow it (`SubnetConfig` does).
+Such a checkpoint has a model type of its own (`secateur_llama`). Under the family's type, transformers
+without `trust_remote_code` would take its own class and, where nothing but skips differ, load it with new
+random weights and a mere warning; under a type of its own it says that it needs the code. The price:
+engines that switch on the type do not know it, but those would build it wrong. The family's classes fail
+too when they are called by name: a skipped module's widths are 0 in `per_layer_config`, so some width
+always varies by block, and they refuse to read such a width from a configuration that does not allow it
+(`SubnetConfig` does).
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,15 @@ from nas.subnet import depth_settings
 
 CODE = "modeling_subnet.py"
 RECORD = "architecture.json"
+_OF_THE_PARENT_ALONE = (
+    "model_type",
+    "architectures",
+    "auto_map",
+    "transformers_version",
+    "_name_or_path",
+    "dtype",
+    "quantization_config",
+)
 
 
 def save_checkpoint(
@@ -75,7 +86,7 @@ def save_checkpoint(
             (partial / CODE).write_text(code, encoding="utf-8")
         generation = generation_config or subnet.generation_config
         if generation is not None:
-            # Not its save_pretrained, which raises for the contradictions that some parents are published with.
+            # Not by its save_pretrained: it raises for contradictions that some parents are published with.
             generation.to_json_file(partial / "generation_config.json")
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
@@ -85,9 +96,11 @@ def save_checkpoint(
     return folder
 
 
-def needs_code(folder: Path | str) -> bool:
-    """Whether a saved checkpoint loads only with `trust_remote_code=True`."""
-    return (Path(folder) / CODE).exists()
+def needs_code(
+    subnet: PreTrainedModel, parent_config: PreTrainedConfig, shape: Shape, architecture: Architecture
+) -> bool:
+    """Whether the checkpoint of this subnet will load only with `trust_remote_code=True`."""
+    return _as_saved(subnet, parent_config, shape, architecture)[1] is not None
 
 
 def _as_saved(
@@ -103,9 +116,8 @@ def _as_saved(
     code = _code_for(subnet, parent_config)
     module: dict[str, Any] = {"__name__": Path(CODE).stem}
     exec(compile(code, CODE, "exec"), module)
-    model = _filled(
-        module["SubnetForCausalLM"], _own_config(module["SubnetConfig"], parent_config, architecture), state
-    )
+    config = _own_config(module["SubnetConfig"], parent_config, shape, architecture)
+    model = _filled(module["SubnetForCausalLM"], config, state)
     if model is None:
         raise InputError(f"the subnet does not have the widths of the architecture {architecture.digest}")
     return model, code
@@ -122,15 +134,14 @@ def _filled(
     }:
         return None
     model.load_state_dict(state, assign=True)
-    model.tie_weights()
     return model
 
 
 def _settings(parent_config: PreTrainedConfig, shape: Shape, architecture: Architecture) -> dict[str, Any]:
     """The parent's settings with those that follow the kept blocks, without what names the parent itself."""
-    settings = parent_config.to_dict() | depth_settings(parent_config, shape, architecture)
-    settings["head_dim"] = shape.head_dim  # or some families divide the hidden width by the heads that are left
-    for name in ("model_type", "architectures", "auto_map", "transformers_version", "_name_or_path", "dtype"):
+    settings = parent_config.to_dict() | depth_settings(parent_config, architecture)
+    settings["head_dim"] = shape.head_dim  # some families else divide the hidden width by the heads kept
+    for name in _OF_THE_PARENT_ALONE:
         settings.pop(name, None)
     return settings
 
@@ -140,28 +151,31 @@ def _plain_configs(
     parent_config: PreTrainedConfig,
     shape: Shape,
     architecture: Architecture,
-) -> Iterator[tuple[type[PreTrainedModel], PreTrainedConfig]]:
-    """Ways to describe the architecture by one width for all blocks, best first."""
+) -> list[tuple[type[PreTrainedModel], PreTrainedConfig]]:
+    """Ways to describe the architecture by one width for all blocks, best first; empty if it has several."""
     block = architecture.blocks[0]
     if not (architecture.is_uniform and block.kv_groups and block.ffn):
-        return
+        return []
     settings = _settings(parent_config, shape, architecture) | {
         "num_attention_heads": block.heads,
         "num_key_value_heads": block.kv_groups,
         "intermediate_size": block.ffn,
     }
-    try:
-        yield model_class, type(parent_config)(**settings)
-    except StrictDataclassError:
-        pass
+    ways: list[tuple[type[PreTrainedModel], PreTrainedConfig]] = []
+    with suppress(StrictDataclassError):  # the heads do not divide the hidden width
+        ways.append((model_class, type(parent_config)(**settings)))
     if parent_config.model_type == "llama":
         for name in ("attention_bias", "mlp_bias", "pretraining_tp"):
             settings.pop(name, None)
-        yield MistralForCausalLM, MistralConfig(**settings, sliding_window=None)
+        ways.append((MistralForCausalLM, MistralConfig(**settings, sliding_window=None)))
+    return ways
 
 
 def _own_config(
-    config_class: type[PreTrainedConfig], parent_config: PreTrainedConfig, shape: Shape, architecture: Architecture
+    config_class: type[PreTrainedConfig],
+    parent_config: PreTrainedConfig,
+    shape: Shape,
+    architecture: Architecture,
 ) -> PreTrainedConfig:
     """The configuration of a heterogeneous subnet: globally the parent's widths, and every block's own."""
     per_layer = {}
@@ -270,11 +284,15 @@ def _whole_or_not_at_all(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the progress bars of transformers."""
+    """Without transformers' progress bars, and its warning that a save reads widths which vary by block."""
     shown = logging.is_progress_bar_enabled()
+    reader = getLogger("transformers.integrations.heterogeneity")
+    level = reader.level
     logging.disable_progress_bar()
+    reader.setLevel(ERROR)
     try:
         yield
     finally:
+        reader.setLevel(level)
         if shown:
             logging.enable_progress_bar()

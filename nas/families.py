@@ -102,14 +102,14 @@ PROJECTIONS = {
 
 
 def _check_projections(block: nn.Module, index: int) -> None:
-    """Raise `InputError` unless a cut can slice the projections: subclasses pack, quantise or wrap their weights."""
+    """Raise `InputError` unless a cut can slice the projections; subclasses pack or wrap their weights."""
     for part, names in PROJECTIONS.items():
         for name in names:
             projection = getattr(getattr(block, part, None), name, None)
             if type(projection) is not nn.Linear:
                 raise InputError(
-                    f"{part}.{name} of block {index} is a {type(projection).__name__}, not a plain linear map; "
-                    "dequantise the parent, or merge its adapters, first"
+                    f"{part}.{name} of block {index} is a {type(projection).__name__}, not a plain linear "
+                    "map; dequantise the parent, or merge its adapters, first"
                 )
 
 

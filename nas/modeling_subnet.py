@@ -1,9 +1,9 @@
 """A decoder whose blocks differ in width, and some of which have no attention or no MLP.
 
-Secateur (Apache-2.0) puts this file beside the weights of a subnet that transformers cannot describe by one
-width for all blocks. `config.json` keeps each block's widths in `per_layer_config`, which transformers (5.14 or
-newer) stores without building from it; the classes below build from it. Nothing but torch and transformers is
-needed: `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`.
+Secateur (Apache-2.0) puts this file beside the weights of a subnet that one width for all blocks cannot
+describe. `config.json` keeps each block's widths in `per_layer_config`, which transformers (5.14 or newer)
+stores without building from it; the classes below build from it. They need nothing but torch and
+transformers: `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`.
 """
 
 from collections.abc import Sequence
@@ -19,16 +19,24 @@ ATTENTION_NORMS: tuple[str, ...] = ("input_layernorm",)
 MLP_NORMS: tuple[str, ...] = ("post_attention_layernorm",)
 
 
-class NoAttention(nn.Module):
-    """Stands where a block's attention was skipped: adds nothing to the residual stream."""
+class Absent(nn.Module):
+    """Stands where a module was skipped: adds nothing to the residual stream.
+
+    The common base keeps transformers, which reads this file for classes like `…Attention(nn.Module)`, from
+    finding an attention here that does not go through its interface.
+    """
+
+
+class NoAttention(Absent):
+    """In place of an attention."""
 
     def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None]:
         """A zero that broadcasts."""
         return hidden_states.new_zeros(()), None
 
 
-class NoMlp(nn.Module):
-    """Stands where a block's MLP was skipped: adds nothing to the residual stream."""
+class NoMlp(Absent):
+    """In place of an MLP."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """A zero that broadcasts."""
@@ -51,7 +59,7 @@ def cache_slots(kinds: Sequence[str | None], attends: Sequence[bool]) -> list[in
 
 
 class SubnetConfig(FamilyConfig):
-    """The family's configuration under a name of its own, so that no other code takes it for a uniform model."""
+    """The family's configuration under a name of its own, so that nothing takes it for a uniform model's."""
 
     model_type = f"secateur_{FAMILY}"
     # Set here, and so never written to config.json: without it the family's own classes refuse to be built.
@@ -76,6 +84,9 @@ class SubnetForCausalLM(FamilyForCausalLM):
         for index, own in enumerate(widths):
             self.model.layers.append(build_block(config, own, index, slots[index]))
         self.post_init()
+
+    def _get_static_cache_init_shape(self) -> None:
+        """None in advance: a cache layer takes the shape of the first keys it gets (see `cache_slots`)."""
 
 
 def build_block(config: SubnetConfig, own: SubnetConfig, index: int, slot: int) -> nn.Module:

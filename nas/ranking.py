@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nas.shape import Shape
 from nas.calibration import Statistics
 from nas.families import blocks_of
 from nas.importance import Criterion
+from nas.shape import Shape
 
 
 @dataclass(frozen=True)

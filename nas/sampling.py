@@ -142,7 +142,10 @@ def _largest(space: SearchSpace, budget: Budget, profile: Callable[[float], NDAr
     def at(level: float) -> Indices:
         kept = np.clip(profile(level), 0.0, 1.0)
         kept[:, 1] = np.where(kept[:, 0] > 0, 1.0, 0.0)
-        return space.indices(np.floor(kept * whole + 1e-9).astype(np.int64)[None])[0]
+        row = space.indices(np.floor(kept * whole + 1e-9).astype(np.int64)[None])[0]
+        # A part that the profile keeps is not rounded away altogether.
+        smallest = np.array([min(1, depth - 1) for depth in space.depths])
+        return np.where(kept.ravel() > 0, np.maximum(row, smallest), row)
 
     low, high = 0.0, 1.0
     for _ in range(24):

@@ -66,10 +66,10 @@ def cut(
 
 
 def depth_settings(config: PreTrainedConfig, architecture: Architecture) -> dict[str, Any]:
-    """The settings of a configuration that follow the kept blocks: their number, and lists of one entry a block.
+    """The settings of a configuration that follow the kept blocks: how many, and the lists of one entry each.
 
-    The layer type of a block without attention means nothing but a place in the KV cache; it becomes that of the
-    first block with attention, so that the first place in the cache is one that is used.
+    The layer type of a block without attention decides nothing but the kind of its place in the KV cache; it
+    becomes that of the first block with attention, so that the cache's first place is one that is used.
     """
     settings: dict[str, Any] = {"num_hidden_layers": len(architecture.blocks)}
     for name in ("layer_types", "no_rope_layers"):
@@ -166,7 +166,7 @@ def _linear(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Linear
     new = _shell(linear)
     new.out_features, new.in_features = weight.shape
     new.weight = nn.Parameter(weight, requires_grad=False)
-    new.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    new.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
     return new
 
 
@@ -175,15 +175,14 @@ def _shell(module: Module) -> Module:
     that replacing a child leaves the original alone; hooks are not taken over."""
     if "forward" in module.__dict__:
         raise InputError(
-            f"{type(module).__name__} runs a forward of its own on this object (a model spread over devices, or "
-            "one that was patched), which a subnet cannot take over; load the parent onto one device, unpatched"
+            f"{type(module).__name__} runs a forward set on the object (by a patch, or by spreading the "
+            "model over devices), which a subnet cannot take over; load the parent onto one device, unpatched"
         )
     new = object.__new__(type(module))
     new.__dict__.update(module.__dict__)
     for name, value in module.__dict__.items():
         if isinstance(value, (dict, OrderedDict)) and name.startswith("_"):
             new.__dict__[name] = type(value)() if "hooks" in name else value.copy()
-    new.__dict__.pop(
-        "_output_capturing_hooks_installed", None
-    )  # transformers hooks the subnet when it needs to
+    # So that transformers hooks the subnet, too, when hidden states are asked for.
+    new.__dict__.pop("_output_capturing_hooks_installed", None)
     return new

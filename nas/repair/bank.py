@@ -10,10 +10,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from nas.architecture import Block
-from nas.shape import Shape
 from nas.calibration import Statistics
 from nas.families import blocks_of
 from nas.linear import prefix_solutions
+from nas.shape import Shape
 from nas.subnet import kept_query_rows
 
 

@@ -61,7 +61,8 @@ def rows(report: Report) -> list[Row]:
             _row(report, "parent", "parent", {**parent, "latency": at(report, "parent_scores.latency")})
         )
     if at(report, "subnet"):
-        found.append(_row(report, "subnet", "subnet", report["subnet"]))
+        tried = {"evaluations": len(at(report, "pairs") or [])} if at(report, "pairs") else {}
+        found.append(_row(report, "subnet", "subnet", {**tried, **report["subnet"]}))
     baselines = at(report, "baselines") or {}
     return found + [_row(report, key, baseline_name(key), value) for key, value in baselines.items() if value]
 
@@ -98,8 +99,8 @@ def ratio(nll: float | None, reference: float | None) -> float | None:
 
 
 def pair_reference(report: Report) -> float | None:
-    """The parent's negative log-likelihood by the protocol of the pairs: `parent_scores.pairs` where the report
-    has it, else on validation text."""
+    """The parent's negative log-likelihood by the protocol of the pairs: `parent_scores.pairs` where the
+    report has it, else on validation text."""
     value = number(report, "parent_scores.pairs.nll")
     return number(report, "parent_scores.validation.nll") if value is None else value
 
@@ -139,9 +140,9 @@ def _sentences(own: float, split: str, better: list[str], level: list[str], wors
     result = f"{times(math.exp(own))} the parent’s {split} perplexity"
     if better:
         verb = "is" if len(better) == 1 else "are"
-        text = f"The search did not pay here: {listing(better)} {verb} better than the subnet found, at {result}."
+        text = f"The search did not pay here: {listing(better)} {verb} better than the subnet found"
     elif level:
-        text = f"The search gained nothing over {listing(level)}: the subnet found is level with it, at {result}."
+        text = f"The search gained nothing over {listing(level)}: the subnet found is level with it"
     elif worse:
         everyone = {1: "the baseline", 2: "both baselines", 3: "all three baselines"}.get(
             len(worse), "all baselines"
@@ -149,7 +150,7 @@ def _sentences(own: float, split: str, better: list[str], level: list[str], wors
         return f"The subnet found beats {everyone} at {result}: it does {listing(worse)}."
     else:
         return f"The subnet found stands at {result}; there is no baseline to compare it with."
-    return text + (f" It does {listing(worse)}." if worse else "")
+    return f"{text}, at {result}." + (f" The subnet does {listing(worse)}." if worse else "")
 
 
 def _speed(report: Report) -> str:

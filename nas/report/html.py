@@ -90,11 +90,12 @@ def _budget(report: Report) -> list[dict[str, Any]]:
     return [
         {"name": name, "limit": limit, "parent": number(report, f"budget.parent_costs.{name}"),
          "subnet": number(report, f"subnet.costs.{name}")}
-        for name, limit in (at(report, "budget.limits") or {}).items()
+        for name, limit in (at(report, "budget.limits") or {}).items() if words.is_number(limit)
     ]  # fmt: skip
 
 
 def _architecture(report: Report) -> dict[str, Any] | None:
+    full = number(report, "parent.queries_per_group")
     sizes = ("blocks", *pictures.KINDS)
     if at(report, "subnet.architecture.blocks") is None or any(
         not number(report, f"parent.{s}") for s in sizes
@@ -106,7 +107,7 @@ def _architecture(report: Report) -> dict[str, Any] | None:
         "kept": len(blocks), "of": parent["blocks"], "heads": heads,
         "all_heads": parent["blocks"] * parent["kv_groups"] * parent["queries_per_group"],
         "ffn": sum(block["ffn"] for block in blocks), "all_ffn": parent["blocks"] * parent["ffn"],
-        "grouped": any(block["queries_per_group"] not in (0, parent["queries_per_group"]) for block in blocks),
+        "grouped": any(block["queries_per_group"] not in (0, full) for block in blocks),
         "dropped": sorted(set(range(parent["blocks"])) - set(pictures.kept_blocks(report))),
         "no_attention": [block["source"] for block in blocks if not block["kv_groups"]],
         "no_mlp": [block["source"] for block in blocks if not block["ffn"]],
@@ -165,7 +166,7 @@ def _predictor(report: Report) -> dict[str, Any] | None:
 
 def _space(report: Report) -> dict[str, Any] | None:
     choices, left = at(report, "pruning.choices"), at(report, "pruning.left")
-    if not choices or left is None:
+    if not choices or left is None or not all(choices.values()):
         return None
     before, after = (sum(len(options) for options in knobs.values()) for knobs in (choices, left))
     orders = [sum(np.log10(max(len(options), 1)) for options in knobs.values()) for knobs in (choices, left)]
@@ -194,9 +195,10 @@ def _stages(report: Report) -> dict[str, Any] | None:
 
 def _facts(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:
     """What one needs to do it again, as groups of name and value."""
+    setting = {**(at(report, "setting.fields") or {}), "digest": at(report, "setting.digest")}
     groups = [
         ("Protocol", at(report, "protocol")),
-        ("Setting that the pairs belong to", {**(at(report, "setting.fields") or {}), "digest": at(report, "setting.digest")}),
+        ("Setting that the pairs belong to", setting),
         ("Command line settings", at(report, "settings")),
         ("Parent", at(report, "parent")),
         ("Versions", at(report, "versions")),

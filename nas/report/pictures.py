@@ -59,8 +59,8 @@ def _upright(report: Report, blocks: int, width: float) -> Figure:
             if not kept:
                 boxes.outline(side, top, thick, length)
                 if thick >= 12:
-                    word = {"ha": "center", "colour": "muted", "rotation": 90.0}
-                    write(axes, side + thick / 2, base - length / 2, "skipped", **word)
+                    x, y = side + thick / 2, base - length / 2
+                    write(axes, x, y, "skipped", ha="center", colour="muted", rotation=90)
                 continue
             boxes.add(side, top, thick, length, "ghost")
             boxes.add(side, base - behind * length, thick, behind * length, "groups")
@@ -116,6 +116,9 @@ def _bars(report: Report, block: int) -> tuple[tuple[float, float, str, str], ..
     )
 
 
+_BEHIND = {"ghost": 0, "groups": 1}
+
+
 class _Boxes:
     """Rectangles, those of one colour drawn as one path: a page of thousands stays small."""
 
@@ -132,8 +135,10 @@ class _Boxes:
         self.add(x + 0.5, y + 0.5, width - 1, height - 1, "")
 
     def draw(self, axes: Axes) -> None:
-        """In the order in which the colours first came."""
-        for colour, boxes in self.corners.items():
+        """What lies behind first."""
+        for colour, boxes in sorted(
+            self.corners.items(), key=lambda item: _BEHIND.get(item[0], len(_BEHIND))
+        ):
             codes = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY] * len(boxes)
             path = Path([corner for corners in boxes for corner in corners], codes)
             if colour:
@@ -146,8 +151,8 @@ class _Boxes:
 
 
 def space(report: Report, width: float) -> Figure:
-    """A row per block, a column per kind of knob, a cell per choice: filled if it is left, an outline if it was
-    dropped, a dot under the subnet's own."""
+    """A row per block, a column per kind of knob, a cell per choice: coloured if it is left, faint if it was
+    dropped, a ring on the subnet's own."""
     choices, left_over = report["pruning"]["choices"], report["pruning"]["left"]
     kinds = [kind for kind in KINDS if any(len(at_knob) > 1 for at_knob in _of_kind(choices, kind).values())]
     blocks = 1 + max(int(knob.split(".")[0]) for knob in choices)

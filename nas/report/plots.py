@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,7 +35,7 @@ def pair_points(report: Report) -> tuple[Floats, Floats, list[str]]:
 
 
 def origins(names: Sequence[str]) -> dict[str, str]:
-    """The paint of each origin, in order of appearance: the first ones, then the rounds, evenly over the scale."""
+    """The paint of each origin in order of appearance: that of the start, then the rounds' spread evenly."""
     order = list(dict.fromkeys(names))
     later = order[1:] if order and order[0] == "start" else order
     steps = np.linspace(1, min(ROUNDS, max(len(later), 1)), len(later)).round().astype(int)
@@ -63,8 +64,10 @@ def budget_kept(report: Report) -> float | None:
 def quality_ceiling(report: Report) -> float:
     """The largest ratio that the picture of quality and size shows."""
     _, over, _ = pair_points(report)
-    shown = [1.2, *(y * 1.04 for _, _, y in compared(report))]
-    return max([*shown, float(np.percentile(over, 88))] if len(over) else shown)
+    usual = [float(np.percentile(over, 88))] if len(over) else []
+    # One baseline that fails badly must not press all others together: it is drawn at the upper edge.
+    models = [y * 1.04 for key, _, y in compared(report) if key == "subnet" or not usual or y <= 2 * usual[0]]
+    return max([1.2, *usual, *models])
 
 
 def quality(report: Report, width: float) -> Figure:
@@ -90,14 +93,16 @@ def quality(report: Report, width: float) -> Figure:
     axes.plot(
         kept[shown], over[shown], "o", color=paint("dot"), alpha=0.55, markersize=4.5, markeredgewidth=0
     )
-    _label(axes, models, width - left - 14, height - bottom - 16)
+    _label(axes, models, high, width - left - 14, height - bottom - 16)
     axes.plot([1.0], [1.0], "o", color=paint("ink"), markersize=8, markeredgewidth=0, clip_on=False)
     down = _pixels(axes, height - bottom - 16)
     write(axes, 1.0, 1.0 * np.exp(-15 / down), "parent", ha="right")
     return figure
 
 
-def _label(axes: Axes, models: list[tuple[str, float, float]], width: float, height: float) -> None:
+def _label(
+    axes: Axes, models: list[tuple[str, float, float]], high: float, width: float, height: float
+) -> None:
     """Markers of the compared models, with their names beside them in one column, kept apart."""
     if not models:
         return
@@ -105,24 +110,21 @@ def _label(axes: Axes, models: list[tuple[str, float, float]], width: float, hei
     down = _pixels(axes, height)
     top, bottom = np.log(axes.get_ylim()[1]) - 20 / down, np.log(axes.get_ylim()[0]) + 8 / down
     models = sorted(models, key=lambda model: model[2])
-    places = _apart(np.log([y for _, _, y in models]), GAP / down, bottom, top)
+    places = _apart(np.log([min(y, high) for _, _, y in models]), GAP / down, bottom, top)
     column = max(x for _, x, _ in models) + 22 / width * (x_high - x_low)
     for (key, x, y), place in zip(models, np.exp(places), strict=True):
-        name = "subnet" if key == "subnet" else baseline_name(key)[:24]
+        name = "subnet" if key == "subnet" else baseline_name(key)[:24].encode("ascii", "replace").decode()
         colour = key if key in ("subnet", *BASELINE_MARKERS) else "other"
         edge = column - 4 / width * (x_high - x_low)
-        axes.plot([x, edge], [y, place], color=paint(colour), linewidth=1, alpha=0.6)
+        mark = min(y, high)
+        axes.plot([x, edge], [mark, place], color=paint(colour), linewidth=1, alpha=0.6)
         marker, size = ("o", 11) if key == "subnet" else BASELINE_MARKERS.get(key, ("X", 8))
         axes.plot(
-            [x],
-            [y],
-            marker,
-            color=paint(colour),
-            markersize=size,
-            markeredgecolor=paint("paper"),
+            [x], [mark], marker, color=paint(colour), markersize=size, markeredgecolor=paint("paper"),
             markeredgewidth=1.5,
-        )
-        write(axes, column, place, f"{name}  {y:.3f} ×", colour=colour, bold=key == "subnet")
+        )  # fmt: skip
+        text = f"{name}  {y:,.3f} ×" if y <= high else f"{name}  {y:,.3g} ×, above"
+        write(axes, column, place, text, colour=colour, bold=key == "subnet")
 
 
 def history(report: Report, width: float) -> Figure:
@@ -145,10 +147,10 @@ def history(report: Report, width: float) -> Figure:
     for name, colour in colours.items():
         mine = np.array([other == name for other in names]) & (over <= high)
         axes.plot(
-            place[mine], over[mine], "o", color=paint(colour), alpha=0.5, markersize=4, markeredgewidth=0
+            place[mine], over[mine], "o", color=paint(colour), alpha=0.65, markersize=4, markeredgewidth=0
         )
     for name, colour in colours.items():
-        # A step of the line is as wide as the evaluations it stands for; stretches of one origin are one line.
+        # An evaluation is a step of width 1 that ends at its number; stretches of one origin are one line.
         mine = np.array([other == name for other in names])
         starts = np.flatnonzero(mine & ~np.r_[False, mine[:-1]])
         ends = np.flatnonzero(mine & ~np.r_[mine[1:], False])
@@ -180,23 +182,17 @@ def held_out(report: Report) -> tuple[Floats, Floats, NDArray[np.bool_]]:
     """Measured and predicted perplexity over the parent's of the held-out pairs, and which of them are in the
     size band around the budget."""
     reference = pair_reference(report)
-    centre, band = budget_kept(report), number(report, "predictor.band")
+    centre, band = budget_kept(report) or math.inf, number(report, "predictor.band") or 0.0
     found = [
-        (
-            x,
-            y,
-            centre is not None
-            and band is not None
-            and abs((number(pair, "kept") or 0) - centre) <= band * centre,
-        )
+        (x, y, abs((number(pair, "kept") or 0.0) - centre) <= band * centre)
         for pair in at(report, "predictor.held_out") or []
         if (measured := number(pair, "measured")) is not None
         and (predicted := number(pair, "predicted")) is not None
         and (x := ratio(-measured, reference)) is not None
         and (y := ratio(-predicted, reference)) is not None
     ]
-    measured, predicted, inside = zip(*found, strict=True) if found else ((), (), ())
-    return np.array(measured), np.array(predicted), np.array(inside, dtype=bool)
+    points = np.array([(x, y) for x, y, _ in found]).reshape(-1, 2)
+    return points[:, 0], points[:, 1], np.array([inside for _, _, inside in found], dtype=bool)
 
 
 def predictor(report: Report, width: float) -> Figure:
@@ -209,15 +205,8 @@ def predictor(report: Report, width: float) -> Figure:
         _ratio_axis(axes, low, high, width - 64, pad=0.04, which=which, spacing=48 if which == "x" else 32)
     axes.plot(axes.get_xlim(), axes.get_ylim(), color=paint("muted"), linewidth=1, linestyle=(0, (3, 3)))
     for chosen, colour, alpha in ((~inside, "dot", 0.55), (inside, "subnet", 0.75)):
-        axes.plot(
-            measured[chosen],
-            predicted[chosen],
-            "o",
-            color=paint(colour),
-            alpha=alpha,
-            markersize=4.5,
-            markeredgewidth=0,
-        )
+        x, y = measured[chosen], predicted[chosen]
+        axes.plot(x, y, "o", color=paint(colour), alpha=alpha, markersize=4.5, markeredgewidth=0)
     axes.set_xlabel("measured", fontsize=11, color=paint("muted"), labelpad=6)
     axes.set_ylabel("predicted", fontsize=11, color=paint("muted"), labelpad=6)
     return figure
@@ -226,7 +215,7 @@ def predictor(report: Report, width: float) -> Figure:
 def _ratio_axis(
     axes: Axes, low: float, high: float, pixels: float, *, pad: float, which: str = "y", spacing: float = 34.0
 ) -> None:
-    """A log axis over these ratios with `pad` of its length to spare at both ends, ticks `spacing` px apart."""
+    """A log axis over these ratios, `pad` of its length to spare at both ends, ticks `spacing` px apart."""
     high = max(high, low * 1.01)
     spare = pad / (1 - 2 * pad) * np.log(high / low)
     limits = (low * np.exp(-spare), high * np.exp(spare))

@@ -1,4 +1,4 @@
-"""The report as plain data: what it must hold, how it is read where parts may be missing, how it is written."""
+"""The report as plain data: what it must hold, how it is read where parts are missing, how it is written."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def number(report: Any, path: str) -> float | None:
 
 
 def plain(value: Any) -> Any:
-    """The same in what JSON has: numpy values, arrays and tensors cast, what is not finite as None, keys as text.
+    """The same in what JSON has: numpy values, arrays and tensors cast, what is not finite None, keys text.
 
     Anything that has no such form raises `TypeError`.
     """

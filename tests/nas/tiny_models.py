@@ -57,10 +57,12 @@ PARENTS: dict[str, dict[str, object]] = {
 }
 
 
-def tiny_parent(name: str, seed: int = 0, **settings: object) -> PreTrainedModel:
-    """A parent of `PARENTS` with every weight, norm and bias random, and large enough that each unit matters."""
+def tiny_parent(
+    name: str, seed: int = 0, dtype: torch.dtype = torch.float32, **settings: object
+) -> PreTrainedModel:
+    """A parent of `PARENTS` with all weights, norms and biases random, so large that every unit matters."""
     config = AutoConfig.for_model(name.split("-")[0], **{**COMMON, **PARENTS[name], **settings})
-    model = AutoModelForCausalLM.from_config(config).eval()
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for key, weight in model.named_parameters():
@@ -76,7 +78,7 @@ def tiny_parent(name: str, seed: int = 0, **settings: object) -> PreTrainedModel
 
 @functools.cache
 def permuted_parent(name: str) -> tuple[PreTrainedModel, Shape]:
-    """A tiny parent in the order of a random ranking, and its shape; shared by the tests, which leave it as it is."""
+    """A tiny parent in the order of a random ranking, and its shape; shared, so leave it as it is."""
     parent = tiny_parent(name)
     shape = shape_of(parent)
     return permute(parent, shape, random_ranking(shape)), shape
@@ -110,6 +112,7 @@ CUTS = (
     "shallow",
     "one block",
     "no first attention",
+    "other kind first",
     "no middle attention",
     "no mlp",
     "only skips",
@@ -132,6 +135,7 @@ def architecture_of_cut(cut: str, shape: Shape) -> Architecture:
         "shallow": of((1, g, q, f), (2, g, q, f)),
         "one block": of((1, g, few, 8)),
         "no first attention": of((0, 0, 0, f), (1, g, q, f), (2, 1, q, f)),
+        "other kind first": of((0, 0, 0, f), (1, g, few, f)),
         "no middle attention": of((0, g, q, f), (1, 0, 0, 8), (2, g, q, f)),
         "no mlp": of((0, g, q, 0), (1, g, q, f), (2, g, few, 0)),
         "only skips": of((0, 0, 0, f), (1, g, q, 0), (2, g, q, f)),

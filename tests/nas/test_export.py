@@ -1,0 +1,327 @@
+"""A saved subnet is the subnet, wherever it is loaded, and does not load as anything else."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StaticCache,
+    TokenizersBackend,
+    dynamic_module_utils,
+)
+
+from data.errors import InputError
+from nas.architecture import Architecture, Block
+from nas.card import model_card
+from nas.export import needs_code, save_checkpoint
+from nas.families import shape_of
+from nas.subnet import cut
+from tests.nas.tiny_models import CUTS, PARENTS, architecture_of_cut, permuted_parent, tiny_parent, tokens
+
+PLAIN = ("uniform", "shallow", "one block")
+every_parent = pytest.mark.parametrize("name", PARENTS)
+every_cut = pytest.mark.parametrize("kind", CUTS)
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # Code that checkpoints carry is run from a cache in the home folder: here from another.
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with torch.no_grad():
+        yield
+
+
+def saved(name: str, kind: str, folder: Path, **settings: object) -> tuple[PreTrainedModel, Path]:
+    """A subnet and the checkpoint written of it."""
+    parent, shape = permuted_parent(name)
+    architecture = architecture_of_cut(kind, shape)
+    subnet = cut(parent, shape, architecture, own=True)
+    return subnet, save_checkpoint(subnet, parent.config, shape, architecture, folder, **settings)
+
+
+def load(folder: Path) -> PreTrainedModel:
+    model, report = AutoModelForCausalLM.from_pretrained(
+        folder, trust_remote_code=True, dtype="auto", output_loading_info=True
+    )
+    assert not any(report.values()), report
+    return model
+
+
+def decoded(model: PreTrainedModel, ids: Tensor, cache: object, prefill: int = 3) -> Tensor:
+    """Logits of a prefill and then one token after the other, (batch, length, vocabulary)."""
+    steps = [model(ids[:, :prefill], past_key_values=cache, use_cache=True).logits]
+    for position in range(prefill, ids.shape[1]):
+        steps.append(model(ids[:, position : position + 1], past_key_values=cache, use_cache=True).logits)
+    return torch.cat(steps, 1)
+
+
+@every_parent
+@every_cut
+def test_what_is_loaded_is_what_was_saved(name: str, kind: str, tmp_path: Path) -> None:
+    subnet, folder = saved(name, kind, tmp_path / "checkpoint")
+    model = load(folder)
+    logits = model(tokens()).logits
+    assert torch.equal(logits, subnet(tokens()).logits)
+    close = dict(rtol=1e-4, atol=2e-5 * float(logits.abs().max()))
+    for cache in (DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=12)):
+        torch.testing.assert_close(decoded(model, tokens(), cache), logits, **close)
+    assert (type(model).__name__ == "SubnetForCausalLM") == (folder / "modeling_subnet.py").exists()
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("kind", ["uniform", "all at once", "no first attention"])
+def test_generate_gives_the_same_with_every_cache(name: str, kind: str, tmp_path: Path) -> None:
+    model = load(saved(name, kind, tmp_path / "checkpoint")[1])
+    settings = dict(max_new_tokens=6, do_sample=False, eos_token_id=None)
+    ids, mask = tokens(), torch.ones(2, 12, dtype=torch.long)
+    mask[0, :4] = 0  # padded on the left, as batches of prompts are
+    expected = model.generate(ids, attention_mask=mask, use_cache=False, **settings)
+    static = dict(cache_implementation="static")
+    for use in (dict(), static, dict(prefill_chunk_size=5), dict(prefill_chunk_size=5, **static)):
+        assert torch.equal(model.generate(ids, attention_mask=mask, **use, **settings), expected), use
+
+
+@every_parent
+def test_what_one_width_describes_is_a_plain_checkpoint(name: str) -> None:
+    parent, shape = permuted_parent(name)
+    # Helium's own output matrix is always square, so it can lose whole blocks only.
+    plain = ("shallow",) if name == "helium" else PLAIN
+    for kind in CUTS:
+        architecture = architecture_of_cut(kind, shape)
+        subnet = cut(parent, shape, architecture)
+        assert needs_code(subnet, parent.config, shape, architecture) == (kind not in plain), kind
+
+
+HEADS = {
+    # parents of four KV groups with a query each, cut to three: 32 hidden channels do not divide by them
+    "llama": "mistral",
+    "llama-biased": "secateur_llama",
+    "mistral": "mistral",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma": "gemma",
+    "gemma2": "secateur_gemma2",
+    "gemma3_text": "secateur_gemma3_text",
+    "smollm3": "smollm3",
+    "granite": "granite",
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_heads_that_do_not_divide_the_hidden_width(name: str, tmp_path: Path) -> None:
+    parent = tiny_parent(name, num_key_value_heads=4)
+    shape = shape_of(parent)
+    architecture = Architecture(32, tuple(Block(index, 3, 1, 16) for index in range(3)))
+    subnet = cut(parent, shape, architecture, own=True)
+    model = load(save_checkpoint(subnet, parent.config, shape, architecture, tmp_path / "checkpoint"))
+    assert model.config.model_type == HEADS[name]
+    assert torch.equal(model(tokens()).logits, subnet(tokens()).logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["llama", "llama-biased"])  # the second is tied
+def test_dtype_and_tie_are_kept(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    parent = tiny_parent(name, dtype=dtype)
+    shape = shape_of(parent)
+    for kind in ("narrow", "uniform"):
+        architecture = architecture_of_cut(kind, shape)
+        subnet = cut(parent, shape, architecture, own=True)
+        folder = save_checkpoint(subnet, parent.config, shape, architecture, tmp_path / kind)
+        model = load(folder)
+        assert {weight.dtype for weight in model.parameters()} == {dtype}
+        assert torch.equal(model(tokens()).logits, subnet(tokens()).logits)
+        tied = name == "llama-biased"
+        assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
+        assert ("lm_head.weight" in load_file(folder / "model.safetensors")) == (not tied)
+
+
+@every_parent
+@pytest.mark.parametrize("kind", ["uniform", "all at once"])
+def test_saving_what_was_loaded_changes_nothing(name: str, kind: str, tmp_path: Path) -> None:
+    folder = saved(name, kind, tmp_path / "first")[1]
+    load(folder).save_pretrained(tmp_path / "second")
+    files = {path.name for path in (tmp_path / "second").iterdir()} - {"__pycache__"}
+    assert files == {path.name for path in folder.iterdir()} - {"architecture.json"}
+    for file in files:
+        if file != "generation_config.json":
+            assert (folder / file).read_bytes() == (tmp_path / "second" / file).read_bytes(), file
+    again = load(tmp_path / "second")
+    assert torch.equal(again(tokens()).logits, load(folder)(tokens()).logits)
+
+
+@every_parent
+@pytest.mark.parametrize("kind", ["only skips", "narrow"])
+def test_without_its_code_it_does_not_load(name: str, kind: str, tmp_path: Path) -> None:
+    subnet, folder = saved(name, kind, tmp_path / "checkpoint")
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
+    with pytest.raises(Exception, match="per-layer attribute"):
+        type(subnet).from_pretrained(folder)
+
+
+def test_a_loaded_subnet_can_change_its_attention_and_be_trained(tmp_path: Path) -> None:
+    model = load(saved("llama", "all at once", tmp_path / "checkpoint")[1])
+    before = model(tokens()).logits
+    model.set_attn_implementation("eager")
+    out = model(tokens(), output_attentions=True, output_hidden_states=True)
+    torch.testing.assert_close(out.logits, before, rtol=1e-4, atol=1e-4)
+    assert len(out.attentions) == 1 and len(out.hidden_states) == 3
+    model.gradient_checkpointing_enable()
+    with torch.enable_grad():
+        model.train()(tokens(), labels=tokens()).loss.backward()
+    assert all(weight.grad is not None for weight in model.parameters())
+
+
+def word_tokenizer() -> PreTrainedTokenizerBase:
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, "b": 2}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = TokenizersBackend(tokenizer_object=words, unk_token="<unk>", eos_token="b")
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    return tokenizer
+
+
+def test_all_that_belongs_to_a_checkpoint_is_in_it(tmp_path: Path) -> None:
+    parent, shape = permuted_parent("llama")
+    contradictory = GenerationConfig(max_new_tokens=7)
+    contradictory.temperature = 0.3  # without do_sample: refused by its own save_pretrained
+    settings = dict(tokenizer=word_tokenizer(), generation_config=contradictory, card="# A card")
+    folder = saved("llama", "narrow", tmp_path / "a" / "checkpoint", **settings)[1]
+    assert AutoTokenizer.from_pretrained(folder, trust_remote_code=True)("a b")["input_ids"] == [1, 2]
+    assert AutoTokenizer.from_pretrained(folder, trust_remote_code=True).chat_template
+    assert load(folder).generation_config.max_new_tokens == 7
+    assert (folder / "README.md").read_text(encoding="utf-8") == "# A card"
+    record = json.loads((folder / "architecture.json").read_text(encoding="utf-8"))
+    architecture = architecture_of_cut("narrow", shape)
+    assert Architecture.from_json(json.dumps(record["architecture"])) == architecture
+    assert record["digest"] == architecture.digest
+    assert record["parent_shape"]["ffn"] == shape.ffn
+    assert not {path.suffix for path in folder.iterdir()} & {".bin", ".pt", ".pkl"}
+
+
+def test_the_card_loads_what_it_describes() -> None:
+    shape = permuted_parent("llama")[1]
+    for code in (True, False):
+        card = model_card(
+            architecture_of_cut("narrow", shape),
+            shape,
+            parent="someone/parent",
+            licence="apache-2.0",
+            method=["ranked", "repaired"],
+            protocol="some text, windows of 256",
+            scores={"perplexity": (44.0, 40.0)},
+            costs={"parameters": (1_000_000, 2_000_000)},
+            code=code,
+        )
+        assert card.startswith("---\n") and '\nlicense: "apache-2.0"\n' in card
+        assert ("trust_remote_code=True" in card) == code
+        assert "| perplexity | 44 | 40 | 1.100 |" in card
+        assert "| parameters | 1,000,000 | 2,000,000 | 0.500 |" in card
+        assert "| 1 | 1 | 2 | 2 | 24 |" in card and "2. repaired" in card and "windows of 256" in card
+
+
+def test_a_save_that_dies_leaves_nothing_and_one_that_works_replaces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Dying:
+        def save_pretrained(self, _: Path) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        saved("llama", "narrow", tmp_path / "checkpoint", tokenizer=Dying())
+    assert list(tmp_path.iterdir()) == []
+
+    folder = saved("llama", "uniform", tmp_path / "checkpoint")[1]
+    with pytest.raises(KeyboardInterrupt):
+        saved("llama", "narrow", folder, tokenizer=Dying())
+    assert not (folder / "modeling_subnet.py").exists()  # still the first one, whole
+    (tmp_path / ".checkpoint.partial").mkdir()  # as a killed process leaves it
+    (tmp_path / ".checkpoint.partial" / "model.safetensors").write_text("half")
+    subnet = saved("llama", "narrow", folder)[0]
+    assert torch.equal(load(folder)(tokens()).logits, subnet(tokens()).logits)
+    assert [path.name for path in tmp_path.iterdir() if path.name != "modules"] == ["checkpoint"]
+
+
+def test_other_folders_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match="no checkpoint of this project"):
+        saved("llama", "narrow", tmp_path / "notes")
+    with pytest.raises(InputError, match="no checkpoint of this project"):
+        saved("llama", "narrow", tmp_path / "notes" / "mine.txt")
+    with pytest.raises(InputError, match="cannot write beside"):
+        saved("llama", "narrow", tmp_path / "notes" / "mine.txt" / "checkpoint")
+    assert [path.name for path in tmp_path.rglob("*")] == ["notes", "mine.txt"]
+
+
+def test_a_subnet_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    parent, shape = permuted_parent("llama")
+    subnet = cut(parent, shape, architecture_of_cut("narrow", shape), own=True)
+    for kind in ("no mlp", "uniform"):
+        with pytest.raises(InputError, match="does not have the widths"):
+            save_checkpoint(subnet, parent.config, shape, architecture_of_cut(kind, shape), tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_saving_changes_neither_the_subnet_nor_the_random_numbers(tmp_path: Path) -> None:
+    parent, shape = permuted_parent("gemma2")
+    subnet = cut(parent, shape, architecture_of_cut("narrow", shape), own=True)
+    before, state = subnet.config.to_dict(), torch.get_rng_state()
+    settings = parent.config.to_dict()
+    save_checkpoint(
+        subnet, parent.config, shape, architecture_of_cut("narrow", shape), tmp_path / "checkpoint"
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+    assert subnet.config.to_dict() == before and parent.config.to_dict() == settings
+
+
+ELSEWHERE = """
+import importlib.util, json, sys
+assert not any(importlib.util.find_spec(name) for name in ("nas", "predictors", "experiments"))
+import torch
+from transformers import AutoModelForCausalLM
+ids = torch.load(sys.argv[1])
+for folder in sys.argv[2:]:
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype="auto")
+    with torch.no_grad():
+        torch.save(model(ids).logits, folder + ".logits")
+"""
+
+
+@pytest.mark.slow
+def test_it_loads_where_this_project_is_not_installed(tmp_path: Path) -> None:
+    torch.save(tokens(), tmp_path / "ids")
+    expected = {}
+    for name in PARENTS:
+        subnet, folder = saved(name, "all at once", tmp_path / name)
+        expected[folder] = subnet(tokens()).logits
+    # -S leaves out site-packages' own start-up files, and with them an editable install of this project
+    code = (
+        f"import sys; sys.path.append({next(p for p in sys.path if p.endswith('site-packages'))!r})"
+        + ELSEWHERE
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code, str(tmp_path / "ids"), *map(str, expected)],
+        cwd=tmp_path,
+        env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules elsewhere")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for folder, logits in expected.items():
+        assert torch.equal(torch.load(f"{folder}.logits"), logits), folder.name
