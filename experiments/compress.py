@@ -4,8 +4,8 @@ The main job: rank and permute the parent once, really evaluate architectures, l
 search the space with Optuna, repair the best subnet, save it as a checkpoint and report it beside baselines.
 
     python -m experiments.compress --parent demo --keep 0.5
-    python -m experiments.compress --parent ORGANISATION/MODEL --corpus Salesforce/wikitext:wikitext-2-raw-v1 \\
-        --keep 0.8 --out runs/model-80
+    python -m experiments.compress --parent ORGANISATION/MODEL --keep 0.8 --out runs/model-80 \\
+        --corpus Salesforce/wikitext:wikitext-2-raw-v1
     python -m experiments.compress --config settings.yaml --seed 1 --out runs/seed-1
 
 The same command again goes on where it stopped.
@@ -15,13 +15,11 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from transformers import PreTrainedConfig, PreTrainedModel
 
 from data.corpus import load_corpus
 from data.errors import InputError
@@ -29,9 +27,12 @@ from data.windows import draw, encode, spread, windows
 from experiments.command_line import option, run
 from experiments.results import (
     REPORT,
+    card,
     claim,
     finished,
     model_record,
+    pairs_record,
+    parent_record,
     predictor_record,
     seeded,
     space_record,
@@ -40,7 +41,6 @@ from experiments.results import (
 from experiments.stages import Stages, say
 from nas.baselines import dropped_layers, random_cuts, uniform_cuts
 from nas.building import SubnetMeter, build_pairs, table
-from nas.card import model_card
 from nas.cost import Budget, CostModel
 from nas.encoding import Encoding
 from nas.evaluate import evaluate
@@ -71,8 +71,8 @@ class Settings:
     parent: str = option("demo", "model to compress: a Hub id, a local folder or demo", group="input")
     corpus: str = option(
         "demo",
-        "text to calibrate on (train), search on (validation) and report on (test): a Hub id[:config], a text, "
-        "jsonl or parquet file, a folder with train, valid and test in its file names, or demo",
+        "text to calibrate on (train), search on (validation) and report on (test): a Hub id[:config], a "
+        "text, jsonl or parquet file, a folder with train, valid and test in its file names, or demo",
         group="input",
     )
     seq_len: int = option(256, "tokens in a window", group="input")
@@ -113,8 +113,8 @@ class Settings:
     )
     refine_thinning: int = option(4, "refinement repairs on every n-th calibration window", group="search")
     finalists: int = option(4, "subnets that are repaired front to back and compared", group="search")
-    baselines: bool = option(
-        True, "measure the baselines too; random search costs as many evaluations again", group="search"
+    random_search: bool = option(
+        True, "run random search too, a baseline that costs as many evaluations again", group="search"
     )
 
     device: str = option("auto", "auto, cpu or cuda", group="run")
@@ -172,7 +172,8 @@ def main(settings: Settings) -> None:
         parent_validation = evaluate(parent, on_final, batch_size=settings.batch_size)
         parent_test = evaluate(parent, on_test, batch_size=settings.batch_size)
         say(
-            f"parent: perplexity {parent_validation.perplexity:.3f} validation, {parent_test.perplexity:.3f} test"
+            f"parent: perplexity {parent_validation.perplexity:.3f} on validation, "
+            f"{parent_test.perplexity:.3f} on test text"
         )
 
     with stages("rank and repair"):
@@ -245,43 +246,44 @@ def main(settings: Settings) -> None:
 
     with stages("finalists"):
         best, chosen, finalists = repair_and_choose(
-            prepared, shape, [pair.architecture for pair in ordered[: settings.finalists]], calibration, on_final,
-            batch_size=settings.batch_size, name="finalists",
-        )  # fmt: skip
+            prepared,
+            shape,
+            [pair.architecture for pair in ordered[: settings.finalists]],
+            calibration,
+            on_final,
+            batch_size=settings.batch_size,
+            name="finalists",
+        )
 
     random_pairs: list[Pair] = []
     models = {"subnet": best}
     architectures = {"subnet": chosen.architecture}
+    validated = {"subnet": chosen.validation}
     evaluations = {"subnet": len(explored.pairs)}
-    if settings.baselines:
-        with stages("baselines"):
-            rows = {
-                "uniform": uniform_cuts(space, budget),
-                "drop_layers": dropped_layers(space, budget, hints),
-                "random_search": random_cuts(space, budget, len(explored.pairs), rng),
-            }
-            for name, candidates in rows.items():
-                built = build_pairs(pairs, measure, shape, budget, space.widths(candidates), name)
-                random_pairs = built if name == "random_search" else random_pairs
-                top = sorted(built, key=lambda pair: -pair.score)[
-                    : settings.finalists if name == "random_search" else 1
-                ]
-                models[name], finalist, _ = repair_and_choose(
-                    prepared, shape, [pair.architecture for pair in top], calibration, on_final,
-                    batch_size=settings.batch_size, name=name,
-                )  # fmt: skip
-                architectures[name] = finalist.architecture
-                evaluations[name] = len(candidates)
+    with stages("baselines"):
+        cuts = {"uniform": uniform_cuts(space, budget), "drop_layers": dropped_layers(space, budget, hints)}
+        if settings.random_search:
+            cuts["random_search"] = random_cuts(space, budget, len(explored.pairs), rng)
+        for name, candidates in cuts.items():
+            built = build_pairs(pairs, measure, shape, budget, space.widths(candidates), name)
+            random_pairs = built if name == "random_search" else random_pairs
+            top = sorted(built, key=lambda pair: -pair.score)[: settings.finalists]
+            models[name], finalist, _ = repair_and_choose(
+                prepared, shape, [pair.architecture for pair in top], calibration, on_final,
+                batch_size=settings.batch_size, name=name,
+            )  # fmt: skip
+            architectures[name] = finalist.architecture
+            validated[name] = finalist.validation
+            evaluations[name] = len(candidates)
 
     with stages("evaluate"):
         names = list(models)
         latencies = measure_latency([prepared.parent, *models.values()], context=settings.seq_len)
         records = {}
         for name, latency in zip(names, latencies[1:], strict=True):
+            near = evaluate(models[name], on_pairs, parent=prepared.parent, batch_size=settings.batch_size)
             scores = {
-                "validation": evaluate(
-                    models[name], on_final, parent=prepared.parent, batch_size=settings.batch_size
-                ),
+                "validation": replace(validated[name], kl=near.kl),
                 "test": evaluate(models[name], on_test, batch_size=settings.batch_size),
             }
             records[name] = model_record(
@@ -297,52 +299,54 @@ def main(settings: Settings) -> None:
             {"digest": f.architecture.digest, "pair_score": p.score, "validation_nll": f.validation.nll}
             for f, p in zip(finalists, ordered, strict=False)
         ]
-        whole = cost(shape.parent)
         report = {
             "command": " ".join(["python -m experiments.compress", *sys.argv[1:]]),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "parent": {
-                "name": settings.parent, "family": shape.family, "digest": parent_digest,
-                "parameters": whole["parameters"], "block_parameters": whole["block_parameters"],
-                "blocks": shape.blocks, "kv_groups": shape.kv_groups,
-                "queries_per_group": shape.queries_per_group, "ffn": shape.ffn, "hidden": shape.hidden,
-            },
+            "parent": parent_record(settings.parent, parent_digest, cost),
             "setting": {"digest": setting.digest, "fields": setting.fields},
             "settings": asdict(settings),
-            "budget": {"limits": budget.limits, "parent_costs": whole},
+            "budget": {"limits": budget.limits, "parent_costs": cost(shape.parent)},
             "subnet": records.pop("subnet"),
             "parent_scores": {
-                "pairs": reference.record(), "validation": parent_validation.record(),
-                "test": parent_test.record(), "latency": latencies[0].record(),
+                "pairs": reference.record(),
+                "validation": parent_validation.record(),
+                "test": parent_test.record(),
+                "latency": latencies[0].record(),
             },
-            "baselines": records,
+            "baselines": {"random_search": None, **records},
             "predictor": predictor,
             "search": {"rounds": [asdict(item) for item in explored.rounds]},
             "pruning": space_record(space, explored.space, explored.dropped),
-            "pairs": [
-                {
-                    "digest": pair.architecture.digest, "score": pair.score, "origin": pair.origin,
-                    "kept": cost(pair.architecture)["block_parameters"] / whole["block_parameters"],
-                }
-                for pair in (*explored.pairs, *random_pairs)
-            ],
+            "pairs": pairs_record([*explored.pairs, *random_pairs], cost),
             "stages": stages.seconds,
             "forward_seconds": measure.forward_seconds,
             "protocol": {
-                "corpus": f"{corpus.name}: {corpus.source}", "dtype": str(dtype), "device": str(device),
-                "pairs": f"{len(on_pairs)} validation windows of {settings.seq_len} tokens, one-pass repair",
-                "validation": f"{len(on_final)} validation windows of {settings.seq_len} tokens",
-                "test": f"{len(on_test)} test windows of {settings.seq_len} tokens",
-                "calibration": f"{len(calibration)} training windows of {settings.seq_len} tokens",
+                "corpus": f"{corpus.name}: {corpus.source}",
+                "dtype": str(dtype),
+                "device": str(device),
+                "window": f"{settings.seq_len} tokens, the first of each is not predicted",
+                "calibration": f"{len(calibration)} training windows",
+                "pairs": f"{len(on_pairs)} validation windows, one-pass repair",
+                "kl": f"KL(parent || model), {len(on_pairs)} validation windows",
+                "validation": f"{len(on_final)} validation windows",
+                "test": f"{len(on_test)} test windows",
             },
             "versions": versions(),
             "seed": settings.seed,
-        }  # fmt: skip
+        }
         check_report(report)
         save_checkpoint(
-            best, base_config, shape, chosen.architecture, settings.out / "checkpoint",
-            tokenizer=tokenizer, generation_config=generation_config, card=card(report, best, base_config, chosen.architecture, shape),
-        )  # fmt: skip
+            best,
+            base_config,
+            shape,
+            chosen.architecture,
+            settings.out / "checkpoint",
+            tokenizer=tokenizer,
+            generation_config=generation_config,
+            card=card(
+                report, chosen.architecture, shape, needs_code(best, base_config, shape, chosen.architecture)
+            ),
+        )
         write_html(report, settings.out / "report.html")
         write_json(report, settings.out / REPORT)  # last: its presence says that the run is finished
 
@@ -350,42 +354,11 @@ def main(settings: Settings) -> None:
     say(f"\ncheckpoint {settings.out / 'checkpoint'}, report {settings.out / 'report.html'}")
 
 
-def card(
-    report: dict[str, Any],
-    subnet: PreTrainedModel,
-    config: PreTrainedConfig,
-    architecture: Architecture,
-    shape: Shape,
-) -> str:
-    """The checkpoint's model card, from the report."""
-    settings, own, before = report["settings"], report["subnet"], report["parent_scores"]
-    return model_card(
-        architecture,
-        shape,
-        parent=settings["parent"],
-        licence="apache-2.0" if settings["parent"] == "demo" else None,
-        method=[
-            f"units ranked by {settings['ranking']} on {report['protocol']['calibration']}",
-            f"{len(report['pairs'])} subnets really evaluated, searched with {settings['predictor']} and Optuna",
-            "output matrices refitted front to back in closed form; no training",
-        ],
-        protocol=f"{settings['corpus']}, {report['protocol']['test']}, {report['protocol']['dtype']}",
-        scores={
-            f"{name}, {split}": (own["scores"][split][name], before[split][name])
-            for split in ("validation", "test")
-            for name in ("perplexity", "accuracy")
-        },
-        costs={name: (own["costs"][name], report["budget"]["parent_costs"][name]) for name in own["costs"]},
-        code=needs_code(subnet, config, shape, architecture),
-    )
-
-
 def check(settings: Settings) -> None:
     """Refuse numbers that cannot mean anything, before any work."""
-    smallest = {
-        "seq_len": 2, "calibration_windows": 1, "pair_windows": 1, "final_windows": 1, "test_windows": 0,
-        "pairs": 12, "first_pairs": 12, "rounds": 1, "trials": 1, "finalists": 1, "refinements": 0, "refine_thinning": 1, "batch_size": 1, "seed": 0,
-    }  # fmt: skip
+    once = ("calibration_windows", "pair_windows", "final_windows", "batch_size", "rounds", "trials")
+    smallest = dict.fromkeys((*once, "finalists", "refine_thinning"), 1)
+    smallest |= {"seq_len": 2, "pairs": 12, "first_pairs": 12, "test_windows": 0, "refinements": 0, "seed": 0}
     for name, least in smallest.items():
         if getattr(settings, name) < least:
             flag = "--" + name.replace("_", "-")

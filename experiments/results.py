@@ -15,6 +15,7 @@ import numpy as np
 from data.errors import InputError
 from nas.architecture import Architecture
 from nas.building import table
+from nas.card import model_card
 from nas.cost import Budget, CostModel
 from nas.damage import DamagePredictor
 from nas.encoding import Encoding
@@ -22,8 +23,10 @@ from nas.evaluate import Scores
 from nas.latency import Latency
 from nas.pairs import Pair
 from nas.report import terminal_table
+from nas.shape import Shape
 from nas.space import SearchSpace
 from predictors import make_predictor
+from predictors.metrics import kendall_tau, precision_at_k, regret
 from predictors.protocol import Predictor
 from predictors.validation import out_of_fold, verdict
 
@@ -128,8 +131,6 @@ def predictor_record(
 
 def quality(truth: np.ndarray, guess: np.ndarray) -> dict[str, float]:
     """Rank metrics on pairs that all lie at the budget."""
-    from predictors.metrics import kendall_tau, precision_at_k, regret
-
     k = max(1, len(truth) // 5)
     return {
         "pairs": len(truth),
@@ -138,6 +139,60 @@ def quality(truth: np.ndarray, guess: np.ndarray) -> dict[str, float]:
         "precision_at_k": precision_at_k(truth, guess, k),
         "regret": regret(truth, guess, k),
     }
+
+
+def parent_record(name: str, digest: str, cost: CostModel) -> dict[str, Any]:
+    """Who the parent is."""
+    shape, whole = cost.shape, cost(cost.shape.parent)
+    widths = ("blocks", "kv_groups", "queries_per_group", "ffn", "hidden")
+    return {
+        "name": name,
+        "family": shape.family,
+        "digest": digest,
+        "parameters": whole["parameters"],
+        "block_parameters": whole["block_parameters"],
+        **{width: getattr(shape, width) for width in widths},
+    }
+
+
+def pairs_record(pairs: Sequence[Pair], cost: CostModel) -> list[dict[str, Any]]:
+    """Every pair with the fraction of block parameters it keeps."""
+    whole = cost(cost.shape.parent)["block_parameters"]
+    return [
+        {
+            "digest": pair.architecture.digest,
+            "score": pair.score,
+            "origin": pair.origin,
+            "kept": cost(pair.architecture)["block_parameters"] / whole,
+        }
+        for pair in pairs
+    ]
+
+
+def card(report: Mapping[str, Any], architecture: Architecture, shape: Shape, code: bool) -> str:
+    """The checkpoint's model card; `code`: loading it takes the checkpoint's own code."""
+    settings, own, before = report["settings"], report["subnet"], report["parent_scores"]
+    protocol = report["protocol"]
+    return model_card(
+        architecture,
+        shape,
+        parent=settings["parent"],
+        licence="apache-2.0" if settings["parent"] == "demo" else None,
+        method=[
+            f"units ranked by {settings['ranking']} on {protocol['calibration']}",
+            f"{len(report['pairs'])} subnets really evaluated",
+            f"searched with {settings['predictor']} and Optuna",
+            "output matrices refitted front to back in closed form; no training",
+        ],
+        protocol=f"{settings['corpus']}, {protocol['test']}, {protocol['window']}, {protocol['dtype']}",
+        scores={
+            f"{name}, {split}": (own["scores"][split][name], before[split][name])
+            for split in ("validation", "test")
+            for name in ("perplexity", "accuracy")
+        },
+        costs={name: (own["costs"][name], report["budget"]["parent_costs"][name]) for name in own["costs"]},
+        code=code,
+    )
 
 
 def space_record(space: SearchSpace, left: SearchSpace, dropped: Sequence[tuple[int, Any]]) -> dict[str, Any]:

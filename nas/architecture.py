@@ -30,8 +30,8 @@ class Block:
                 raise InputError(f"block {self.source}: {name} is {value!r}; give an integer of 0 or more")
         if (self.kv_groups == 0) != (self.queries_per_group == 0):
             raise InputError(
-                f"block {self.source}: {self.kv_groups} KV groups with {self.queries_per_group} queries each; "
-                "an attention is either skipped (both 0) or has at least one of each"
+                f"block {self.source}: {self.kv_groups} KV groups with {self.queries_per_group} queries "
+                "each; an attention is either skipped (both 0) or has at least one of each"
             )
         if self.kv_groups == 0 and self.ffn == 0:
             raise InputError(

@@ -12,8 +12,8 @@ from nas.space import SearchSpace
 
 
 def uniform_cuts(space: SearchSpace, budget: Budget) -> Indices:
-    """Uniform architectures, the same widths in every block, that reach the budget with different shares of
-    heads and channels: (n, knobs), each the largest of its kind. The best of them by score is the baseline."""
+    """Uniform architectures that reach the budget with different shares of heads and channels: (n, knobs),
+    the same widths in every block, each the largest of its kind. The best by score is the baseline."""
     full = (space.depths - 1).reshape(-1, 3)
     rows = [*uniform_family(space, budget)]
     for groups in space.choices[0]:

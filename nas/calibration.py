@@ -59,7 +59,7 @@ def calibrate(
     batch_size: int = 8,
     progress: Callable[[int], object] = lambda done: None,
 ) -> Statistics:
-    """Run the parent over `windows` (n, seq_len) and collect `Statistics`; `progress` is told of each batch."""
+    """Run the parent over `windows` (n, seq_len); `progress` is told how many windows each batch had."""
     layers = blocks_of(parent)
     attention = [GramSum() for _ in layers]
     ffn = [GramSum() for _ in layers]

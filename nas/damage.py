@@ -1,4 +1,4 @@
-"""Predict damage: what a subnet loses against its parent, an additive line in local errors times a correction."""
+"""Predict damage, what a subnet loses: an additive line in local errors times a learned correction."""
 
 from __future__ import annotations
 

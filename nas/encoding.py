@@ -12,6 +12,10 @@ from nas.cost import CostModel
 from nas.shape import Widths
 
 
+SHARES = ("mean", "min", "std", "whole", "skipped")
+"""Aggregates over blocks of the fraction of heads or channels kept."""
+
+
 @dataclass(frozen=True)
 class Encoding:
     """Turns widths into a table, the same columns in the same order always.
@@ -36,7 +40,7 @@ class Encoding:
         kinds = (["groups"] if grouped else []) + ["heads", "ffn", "attention_error", "mlp_error"]
         return (
             *(f"{block}.{kind}" for kind in kinds for block in blocks),
-            *(f"{kind}.{name}" for kind in ("heads", "ffn") for name in ("mean", "min", "std", "whole", "skipped")),
+            *(f"{kind}.{name}" for kind in ("heads", "ffn") for name in SHARES),
             "attention_error.sum", "mlp_error.sum", "error.max", "blocks.skipped",
             "block_parameters", "flops", "kv_cache_bytes",
         )  # fmt: skip
@@ -48,7 +52,7 @@ class Encoding:
             i for i, name in enumerate(self.columns) if name[0].isdigit() and name.endswith("_error")
         )
 
-    def __call__(self, widths: Widths) -> NDArray[np.float32]:
+    def __call__(self, widths: Widths) -> NDArray[np.float64]:
         """(n, blocks, 3) widths -> (n, columns) features."""
         shape = self.cost.shape
         groups, queries, ffn = np.moveaxis(widths, -1, 0)  # (n, blocks) each
@@ -79,4 +83,4 @@ class Encoding:
                 axis=1,
             )
         ]
-        return np.concatenate(parts, axis=1).astype(np.float32)
+        return np.concatenate(parts, axis=1).astype(np.float64)

@@ -264,10 +264,9 @@ def _check_replaceable(folder: Path) -> None:
 
 @contextmanager
 def _whole_or_not_at_all(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` that takes its place at the end; what a killed save left is removed first."""
+    """A new folder beside `folder` that takes its place at the end, if nothing goes wrong until then."""
     partial, former = (folder.with_name(f".{folder.name}.{word}") for word in ("partial", "former"))
-    for leftover in (partial, former):
-        shutil.rmtree(leftover, ignore_errors=True)
+    _tidy(folder, partial, former)  # after a save that was killed
     try:
         partial.mkdir(parents=True)
     except OSError as error:
@@ -278,8 +277,15 @@ def _whole_or_not_at_all(folder: Path) -> Iterator[Path]:
             folder.rename(former)
         partial.rename(folder)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(former, ignore_errors=True)
+        _tidy(folder, partial, former)
+
+
+def _tidy(folder: Path, partial: Path, former: Path) -> None:
+    """Remove what is half, and the former checkpoint too unless it is still the only one."""
+    shutil.rmtree(partial, ignore_errors=True)
+    if former.exists() and not folder.exists():
+        former.rename(folder)
+    shutil.rmtree(former, ignore_errors=True)
 
 
 @contextmanager

@@ -75,8 +75,11 @@ def family_of(config: PreTrainedConfig) -> Family:
     kind = str(config.model_type)
     if kind in FAMILIES:
         return FAMILIES[kind]
-    reason = f": {REFUSED[kind]}" if kind in REFUSED else ""
-    raise InputError(f"model family {kind!r} is not supported{reason}; supported are {', '.join(FAMILIES)}")
+    reason = REFUSED.get(kind, "")
+    if kind.startswith("secateur_"):  # see nas.export
+        reason = "it is a subnet whose blocks differ in width, and a parent's must be alike"
+    because = f": {reason}" if reason else ""
+    raise InputError(f"model family {kind!r} is not supported{because}; supported are {', '.join(FAMILIES)}")
 
 
 def blocks_of(model: PreTrainedModel) -> nn.ModuleList:

@@ -17,7 +17,7 @@ def damped(gram: Tensor, relative: float = DAMPING) -> Tensor:
 
 
 def strength(gram: Tensor, relative: float) -> float:
-    """The ridge term lambda: `relative` times the mean diagonal, or `relative` itself for a matrix of zeros."""
+    """The ridge term: `relative` times the mean diagonal, or `relative` itself for a matrix of zeros."""
     scale = float(gram.diagonal().mean())
     return relative * (scale if scale > 0 else 1.0)
 

@@ -82,21 +82,15 @@ def uniform_family(
 ) -> list[Indices]:
     """The largest uniform architectures within the budget, the same widths in every block, for several
     ratios of kept heads to kept channels; the first is the plain uniform one."""
-    rows = []
-    for ratio in ratios:
-        profile = np.tile([np.sqrt(ratio), 1.0, 1 / np.sqrt(ratio)], (space.shape.blocks, 1))
-        rows.append(_largest(space, budget, lambda level, profile=profile: level * profile))
-    return rows
+    profiles = [np.tile([np.sqrt(r), 1.0, 1 / np.sqrt(r)], (space.shape.blocks, 1)) for r in ratios]
+    return [_largest(space, budget, _scaled(profile)) for profile in profiles]
 
 
 def _ramps(space: SearchSpace, budget: Budget) -> list[Indices]:
     """Widths that fall or rise linearly with depth, and ones that keep the ends wider than the middle."""
     depth = np.linspace(-1.0, 1.0, space.shape.blocks)
     shapes = [1 - 0.4 * depth, 1 + 0.4 * depth, 0.7 + 0.6 * depth**2, 1.2 - 0.4 * depth**2]
-    return [
-        _largest(space, budget, lambda level, shape=shape: level * shape[:, None] * np.ones(3))
-        for shape in shapes
-    ]
+    return [_largest(space, budget, _scaled(shape[:, None] * np.ones(3))) for shape in shapes]
 
 
 def _equal_damage(space: SearchSpace, budget: Budget, hints: Hints) -> list[Indices]:
@@ -127,11 +121,16 @@ def drop_blocks(space: SearchSpace, budget: Budget, influence: NDArray[np.float6
     for dropped in range(1, space.shape.blocks):
         alive = np.ones((space.shape.blocks, 1))
         alive[order[:dropped]] = 0.0
-        row = _largest(space, budget, lambda level, alive=alive: level * alive * np.ones(3))
+        row = _largest(space, budget, _scaled(alive * np.ones(3)))
         rows.append(row)
         if (row == (space.depths - 1) * np.repeat(alive[:, 0], 3)).all():
             break  # the rest is whole already: dropping more only wastes budget
     return rows
+
+
+def _scaled(profile: NDArray[np.float64]) -> Callable[[float], NDArray[np.float64]]:
+    """The profile times a level."""
+    return lambda level: level * profile
 
 
 def _largest(space: SearchSpace, budget: Budget, profile: Callable[[float], NDArray[np.float64]]) -> Indices:

@@ -11,8 +11,8 @@ from data.errors import InputError
 from nas.architecture import Architecture, Block
 
 Widths = NDArray[np.int64]
-"""(..., blocks, 3): KV groups, queries per group and FFN channels of each of the parent's blocks, 0 where skipped;
-the form in which many architectures are handled at once."""
+"""(..., blocks, 3): KV groups, queries per group and FFN channels of each of the parent's blocks, 0 where
+skipped; the form in which many architectures are handled at once."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class Shape:
     """The parent's shape: all that closed-form costs and legality need to know of a model.
 
     Parameter counts come in the pieces that a cut removes: `per_group` for a KV group's key and value rows,
-    `per_query` for a query head's rows and its columns of the output matrix, `per_channel` for an FFN channel,
-    and the fixed remainder of an attention or an MLP that goes only with the whole module (its norms, its
-    output bias). `outside` counts embeddings, final norm and head (once, if tied).
+    `per_query` for a query head's rows and its columns of the output matrix, `per_channel` for an FFN
+    channel, and the fixed remainder of an attention or an MLP that goes only with the whole module (its
+    norms, its output bias). `outside` counts embeddings, final norm and head (once, if tied).
     """
 
     family: str

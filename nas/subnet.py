@@ -28,6 +28,10 @@ class OutputMatrices(Protocol):
     def mlp(self, source: int, ffn: int) -> Tensor:
         """(hidden, ffn)."""
 
+    def queries(self, source: int, queries_per_group: int) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of q_proj with the first queries of every group, where these are not all: rows
+        (kv_groups * queries_per_group * head_dim, hidden) of all of the parent's groups."""
+
 
 def cut(
     parent: PreTrainedModel,
@@ -51,9 +55,8 @@ def cut(
         setattr(config, name, value)
     subnet = _shell(parent)
     subnet.model = _shell(parent.model)
-    subnet.model.rotary_emb = _shell(
-        parent.model.rotary_emb
-    )  # some kinds grow with the length they have seen
+    # Some position embeddings keep what the longest text they met asked for.
+    subnet.model.rotary_emb = _shell(parent.model.rotary_emb)
     subnet.config = subnet.model.config = config
     kinds = getattr(config, "layer_types", None) or [None] * len(architecture.blocks)
     slots = cache_slots(kinds, [block.kv_groups > 0 for block in architecture.blocks])
@@ -123,11 +126,15 @@ def _cut_attention(
     new.v_proj = _rows(attention.v_proj, kv)
     if block.queries_per_group == shape.queries_per_group:
         new.q_proj = _rows(attention.q_proj, block.heads * shape.head_dim)
+    elif bank is not None:
+        weight, bias = bank.queries(block.source, block.queries_per_group)
+        rows = block.heads * shape.head_dim
+        new.q_proj = _linear(attention.q_proj, weight[:rows], None if bias is None else bias[:rows])
     else:
-        rows = kept_query_rows(shape, block, attention.q_proj.weight.device)
+        kept = kept_query_rows(shape, block, attention.q_proj.weight.device)
         bias = attention.q_proj.bias
         new.q_proj = _linear(
-            attention.q_proj, attention.q_proj.weight[rows], None if bias is None else bias[rows]
+            attention.q_proj, attention.q_proj.weight[kept], None if bias is None else bias[kept]
         )
     if bank is not None:
         out = bank.attention(block.source, block.kv_groups, block.queries_per_group)

@@ -19,7 +19,8 @@ from nas.subnet import kept_query_rows
 
 @dataclass(frozen=True)
 class Bank:
-    """Repaired output matrices by block and choice, and the relative output error each leaves.
+    """Repaired output matrices by block and choice, and the relative output error each leaves; and query
+    projections with fewer queries in each group, whose rows are no prefix of the parent's.
 
     Keys of `matrices` and `errors` are those of `attention_key` and `mlp_key`. An error is the mean squared
     error of the module's output over calibration tokens, relative to the output's mean square: 0 kept whole,
@@ -36,6 +37,16 @@ class Bank:
     def mlp(self, source: int, ffn: int) -> Tensor:
         """(hidden, ffn), in the parent's dtype and on its device."""
         return self.matrices[mlp_key(source, ffn)]
+
+    def queries(self, source: int, queries_per_group: int) -> tuple[Tensor, Tensor | None]:
+        """q_proj with the first queries of every group, (groups * queries * head_dim, hidden), and bias."""
+        key = queries_key(source, queries_per_group)
+        return self.matrices[key], self.matrices.get(f"{key}.bias")
+
+
+def queries_key(source: int, queries_per_group: int) -> str:
+    """Name of a block's query projection with fewer than all queries in each group."""
+    return f"{source}.queries.{queries_per_group}"
 
 
 def attention_key(source: int, kv_groups: int, queries_per_group: int) -> str:
@@ -71,6 +82,11 @@ def repair_block(
         rest = torch.ones(gram.shape[0], dtype=torch.bool, device=gram.device)
         rest[first] = False
         order = torch.cat([first, rest.nonzero().flatten()])
+        if queries < shape.queries_per_group:
+            query = layer.self_attn.q_proj
+            matrices[queries_key(source, queries)] = query.weight.detach()[first].contiguous()
+            if query.bias is not None:
+                matrices[f"{queries_key(source, queries)}.bias"] = query.bias.detach()[first].contiguous()
         widths_of = {count: count * queries * shape.head_dim for count in groups}
         repaired, error = _prefixes(out[:, order], gram[order][:, order], set(widths_of.values()))
         for count, width in widths_of.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,25 +74,20 @@ def repair_front_to_back(
         if block.kv_groups:
             attention = layer.self_attn
 
-            def attend(x: Tensor, attention: nn.Module = attention, arguments: Any = arguments) -> Any:
-                return attention(hidden_states=x, **arguments)
-
             own = _repair_module(
-                layer, own, attend,
-                module=attention,
+                layer, own, _caller(attention, arguments),
                 inputs=(attention.q_proj, attention.k_proj, attention.v_proj),
                 output=attention.o_proj,
                 norms=(family.attention_pre, family.attention_post),
                 dense=(source, before),
                 target=middle if block.ffn else behind,
-                dense_output=lambda x, s=source, a=arguments: s.self_attn(hidden_states=x, **a)[0],
+                dense_output=_caller(source.self_attn, arguments),
                 damping=damping,
             )  # fmt: skip
         if block.ffn:
             mlp = layer.mlp
             own = _repair_module(
                 layer, own, mlp,
-                module=mlp,
                 inputs=(mlp.gate_proj, mlp.up_proj),
                 output=mlp.down_proj,
                 norms=(family.mlp_pre, family.mlp_post),
@@ -105,18 +100,22 @@ def repair_front_to_back(
     return subnet
 
 
+def _caller(attention: nn.Module, arguments: Mapping[str, Any]) -> Callable[[Tensor], Any]:
+    """An attention as a function of its normed input alone."""
+    return lambda x: attention(hidden_states=x, **arguments)
+
+
 def _repair_module(
     layer: nn.Module,
     own: Sequence[Tensor],
     run: Callable[[Tensor], Any],
     *,
-    module: nn.Module,
     inputs: Iterable[nn.Linear],
     output: nn.Linear,
     norms: tuple[str, str | None],
     dense: tuple[nn.Module, Sequence[Tensor]],
     target: Sequence[Tensor],
-    dense_output: Callable[[Tensor], Tensor],
+    dense_output: Callable[[Tensor], Any],
     damping: Damping,
 ) -> list[Tensor]:
     """Repair one module of `layer` in place and return the subnet's stream behind it, batch by batch."""
@@ -140,7 +139,8 @@ def _repair_module(
         if post is None:
             wanted = (goal.float() - mine.float()) / multiplier
         else:
-            wanted = dense_output(getattr(source, pre)(theirs)).float()
+            wanted = dense_output(getattr(source, pre)(theirs))
+            wanted = (wanted[0] if isinstance(wanted, tuple) else wanted).float()
         gram.add(h)
         cross.add(wanted - bias, h)
     fitted = ridge(gram.mean, cross.mean, output.weight.double(), damping.outputs)

@@ -174,12 +174,22 @@ def test_a_subnet_can_change_its_attention_implementation(name: str) -> None:
 def test_hooks_of_the_parent_stay_with_the_parent() -> None:
     parent = tiny_parent("llama")
     shape = shape_of(parent)
-    assert (
-        len(parent(tokens(), output_hidden_states=True).hidden_states) == 4
-    )  # installs hooks of transformers' own
+    # Transformers, too, hooks the blocks when it is asked for hidden states.
+    assert len(parent(tokens(), output_hidden_states=True).hidden_states) == 4
     parent.model.layers[1].register_forward_hook(lambda *_: pytest.fail("a hook of the parent ran"))
     subnet = cut(parent, shape, architecture_of_cut("shallow", shape))
     assert len(subnet(tokens(), output_hidden_states=True).hidden_states) == 3
+
+
+def test_a_long_text_changes_the_positions_of_the_subnet_only() -> None:
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
+    parent = tiny_parent("llama", rope_parameters=rope, max_position_embeddings=8)
+    shape = shape_of(parent)
+    subnet = cut(parent, shape, shape.parent)
+    logits = subnet(tokens()).logits
+    assert subnet.model.rotary_emb.max_seq_len_cached == 12
+    assert parent.model.rotary_emb.max_seq_len_cached == 8
+    assert torch.equal(logits, parent(tokens()).logits)
 
 
 GQA_CASES = {
@@ -272,7 +282,7 @@ def test_parents_that_a_cut_would_spoil_are_refused() -> None:
         cut(parent, shape, shape.parent)
 
 
-@pytest.mark.parametrize("kind", [*REFUSED, "gpt2"])
+@pytest.mark.parametrize("kind", [*REFUSED, "gpt2", "secateur_llama"])
 def test_other_families_are_refused_by_name(kind: str) -> None:
     config = tiny_parent("llama").config
     config.__class__ = type("Other", (type(config),), {"model_type": kind})

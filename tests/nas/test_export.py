@@ -38,7 +38,7 @@ every_cut = pytest.mark.parametrize("kind", CUTS)
 
 
 @pytest.fixture(autouse=True)
-def _no_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # Code that checkpoints carry is run from a cache in the home folder: here from another.
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -254,6 +254,11 @@ def test_a_save_that_dies_leaves_nothing_and_one_that_works_replaces(
     subnet = saved("llama", "narrow", folder)[0]
     assert torch.equal(load(folder)(tokens()).logits, subnet(tokens()).logits)
     assert [path.name for path in tmp_path.iterdir() if path.name != "modules"] == ["checkpoint"]
+
+    folder.rename(tmp_path / ".checkpoint.former")  # killed in the moment between the two
+    with pytest.raises(KeyboardInterrupt):
+        saved("llama", "uniform", folder, tokenizer=Dying())
+    assert torch.equal(load(folder)(tokens()).logits, subnet(tokens()).logits)
 
 
 def test_other_folders_are_left_alone(tmp_path: Path) -> None:

@@ -116,7 +116,6 @@ CUTS = (
     "no middle attention",
     "no mlp",
     "only skips",
-    "one attention",
     "all at once",
 )
 
@@ -139,6 +138,5 @@ def architecture_of_cut(cut: str, shape: Shape) -> Architecture:
         "no middle attention": of((0, g, q, f), (1, 0, 0, 8), (2, g, q, f)),
         "no mlp": of((0, g, q, 0), (1, g, q, f), (2, g, few, 0)),
         "only skips": of((0, 0, 0, f), (1, g, q, 0), (2, g, q, f)),
-        "one attention": of((0, 0, 0, f), (1, 0, 0, f), (2, 1, few, f)),
         "all at once": of((0, 0, 0, 9), (2, 1, few, 0)),
     }[cut]
