@@ -1,16 +1,18 @@
-"""What the benchmarks of subnets and of the pipeline share: a prepared parent, paired timing, a table."""
+"""What benchmarks share: a prepared parent, timing in turn, a clock of forward passes, a table."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from data.corpus import load_corpus
@@ -124,6 +126,37 @@ def in_turn(actions: Mapping[str, Callable[[], object]], repeats: int) -> dict[s
     return seconds
 
 
+@dataclass
+class ForwardClock:
+    """Seconds spent in forward passes: in calls of modules, of which only the outermost is timed."""
+
+    seconds: float = 0.0
+    depth: int = 0
+
+
+@contextmanager
+def forward_clock() -> Iterator[ForwardClock]:
+    """Time every forward pass that runs inside, of whatever model; losses and metrics are not among them."""
+    clock, call = ForwardClock(), nn.Module.__call__
+
+    def timed(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if clock.depth:
+            return call(module, *args, **kwargs)
+        clock.depth = 1
+        start = now()
+        try:
+            return call(module, *args, **kwargs)
+        finally:
+            clock.seconds += now() - start
+            clock.depth = 0
+
+    nn.Module.__call__ = timed  # type: ignore[method-assign, assignment]
+    try:
+        yield clock
+    finally:
+        nn.Module.__call__ = call  # type: ignore[method-assign]
+
+
 def ratio(over: Sequence[float], under: Sequence[float]) -> float:
     """The median of the ratios of what was measured side by side."""
     return median(a / b for a, b in zip(over, under, strict=True))
@@ -134,5 +167,5 @@ def show(title: str, rows: Sequence[Sequence[str]]) -> None:
     sizes = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     print(f"\n{title}")
     for row in rows:
-        cells = [row[0].ljust(sizes[0]), *(cell.rjust(size) for cell, size in zip(row[1:], sizes[1:]))]
+        cells = [row[0].ljust(sizes[0]), *(cell.rjust(size) for cell, size in zip(row[1:], sizes[1:], strict=True))]
         print("  " + "  ".join(cells).rstrip(), flush=True)

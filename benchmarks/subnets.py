@@ -6,8 +6,8 @@ another. The same weights must give the same score in each, or the comparison is
 - views against an extracted copy: what sharing the parent's storage costs at run time (wanted at most 1.10)
 - half of the FLOPs against the parent: whether fewer FLOPs are less time (wanted at most 0.60 at 0.50)
 - the two ways of others: hooks that zero units of the whole parent, and a deep copy pruned in place
-- one cut in milliseconds, over architectures drawn at random, and the bytes of weights it copies: none
-  where every group keeps all of its queries, else the kept query rows
+- one cut in milliseconds, over architectures drawn at random, and the bytes of weights it copies: none with
+  the repair bank, and without it the query rows of groups that keep fewer than all of their queries
 
     python -m benchmarks.subnets
     python -m benchmarks.subnets --parent ORGANISATION/MODEL --corpus Salesforce/wikitext:wikitext-2-raw-v1
@@ -22,7 +22,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,9 +35,10 @@ from nas.evaluate import evaluate
 from nas.families import blocks_of, family_of
 from nas.modeling_subnet import NoAttention, NoMlp
 from nas.proposals import fit
+from nas.repair.bank import Bank
 from nas.sampling import starts
 from nas.shape import Shape, architecture_of
-from nas.subnet import OutputMatrices, cut, kept_query_rows
+from nas.subnet import cut, kept_query_rows
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def forms(settings: Settings, ready: Ready, subnet: Architecture) -> None:
     views, repaired = cut(parent, shape, subnet), cut(parent, shape, subnet, bank)
     copies, own = cut(parent, shape, subnet, own=True), cut(parent, shape, subnet, bank, own=True)
     for model in (copies, own):
-        if fresh_bytes(model, [parent], bank) != bytes_of(tensors(model)):
+        if fresh_bytes(model, parent, bank) != bytes_of(tensors(model)):
             raise AssertionError("the extracted copy shares storage with the parent")
     ids = ready.eval_windows[: settings.batch_size].to(parent.device)
 
@@ -149,26 +149,22 @@ def cutting(settings: Settings, ready: Ready, architectures: list[Architecture])
         in_turn({"copy": partial(deepcopy_and_prune, parent, shape, each)}, 1)["copy"][0]
         for each in turns[: max(5, settings.cuts // 5)]
     ]
-    whole, some = [], []
-    for each in architectures:
-        grouped = [block.queries_per_group for block in each.blocks if block.kv_groups]
-        copied = fresh_bytes(cut(parent, shape, each, bank), [parent], bank)
-        (whole if all(q == shape.queries_per_group for q in grouped) else some).append(copied)
-    uniform = cut(parent, shape, shape.parent, bank)
-    whole.append(fresh_bytes(uniform, [parent], bank))
-    size = bytes_of(tensors(parent))
+    banks = {"with the bank": bank, "without": None}
+    copied = {
+        name: max(fresh_bytes(cut(parent, shape, each, own), parent, bank) for each in architectures)
+        for name, own in banks.items()
+    }
     rows = [
         ["", "value", "wanted"],
         ["one cut, ms, median", f"{1e3 * median(views):.2f}", "milliseconds"],
         ["one cut, ms, slowest", f"{1e3 * max(views):.2f}", ""],
         ["one deep copy, pruned, ms, median", f"{1e3 * median(pruned):.2f}", ""],
-        [f"bytes copied, all queries kept (most of {len(whole)})", f"{max(whole):,}", "0"],
+        *(
+            [f"bytes copied, {name}, at most", f"{most:,}", "" if name == "without" else "0"]
+            for name, most in copied.items()
+        ),
+        ["bytes copied by a deep copy", f"{bytes_of(tensors(parent)):,}", ""],
     ]
-    if some:
-        share = max(some) / size
-        rows.append([f"bytes copied, queries dropped (most of {len(some)})", f"{max(some):,}", ""])
-        rows.append(["the same as a share of the parent", f"{share:.3f}", ""])
-    rows.append(["bytes copied by a deep copy", f"{size:,}", ""])
     show("Cutting", rows)
 
 
@@ -182,10 +178,10 @@ def bytes_of(some: list[Tensor]) -> int:
     return sum({t.untyped_storage().data_ptr(): t.numel() * t.itemsize for t in some}.values())
 
 
-def fresh_bytes(model: nn.Module, sources: list[PreTrainedModel], bank: Any) -> int:
-    """Bytes of the tensors of `model` that lie in no storage of `sources` or of the bank."""
-    shared = {t.untyped_storage().data_ptr() for source in sources for t in tensors(source)}
-    shared |= {matrix.untyped_storage().data_ptr() for matrix in bank.matrices.values()}
+def fresh_bytes(model: nn.Module, parent: PreTrainedModel, bank: Bank) -> int:
+    """Bytes of the tensors of `model` that lie in no storage of the parent or of the bank."""
+    sources = [*tensors(parent), *bank.matrices.values()]
+    shared = {tensor.untyped_storage().data_ptr() for tensor in sources}
     return bytes_of([t for t in tensors(model) if t.untyped_storage().data_ptr() not in shared])
 
 

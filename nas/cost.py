@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,14 +56,17 @@ class CostModel:
     seq_len: int
     bytes_per_element: int
 
-    def of_widths(self, widths: Widths) -> dict[str, Counts]:
-        """All costs (`COSTS`) of many architectures, (..., blocks, 3) -> (...,) each."""
-        return {
-            "block_parameters": block_parameters(self.shape, widths),
-            "parameters": parameters(self.shape, widths),
-            "flops": flops(self.shape, widths, self.seq_len),
-            "kv_cache_bytes": kv_cache_bytes(self.shape, widths, self.seq_len, self.bytes_per_element),
+    def of_widths(self, widths: Widths, names: Iterable[str] = COSTS) -> dict[str, Counts]:
+        """The named costs (`COSTS`) of many architectures, (..., blocks, 3) -> (...,) each."""
+        formulas: dict[str, Callable[[], Counts]] = {
+            "block_parameters": lambda: block_parameters(self.shape, widths),
+            "parameters": lambda: parameters(self.shape, widths),
+            "flops": lambda: flops(self.shape, widths, self.seq_len),
+            "kv_cache_bytes": lambda: kv_cache_bytes(
+                self.shape, widths, self.seq_len, self.bytes_per_element
+            ),
         }
+        return {name: formulas[name]() for name in names}
 
     def __call__(self, architecture: Architecture) -> dict[str, int]:
         """All costs of one architecture."""
@@ -89,7 +92,7 @@ class Budget:
 
     def load(self, widths: Widths) -> NDArray[np.float64]:
         """The largest cost relative to its limit, (...,): at most 1 within the budget."""
-        costs = self.cost.of_widths(widths)
+        costs = self.cost.of_widths(widths, self.limits)
         return np.max([costs[name] / limit for name, limit in self.limits.items()], axis=0)
 
     def allows(self, widths: Widths) -> NDArray[np.bool_]:

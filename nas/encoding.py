@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from nas.cost import CostModel
 from nas.shape import Widths
 
-
 SHARES = ("mean", "min", "std", "whole", "skipped")
 """Aggregates over blocks of the fraction of heads or channels kept."""
 

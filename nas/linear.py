@@ -1,5 +1,7 @@
 """The linear algebra of least-squares repair on Gram matrices, in float64."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -62,3 +64,59 @@ def ridge(gram: Tensor, cross: Tensor, towards: Tensor, relative: float) -> Tens
     pull = strength(gram, relative) * towards.double()
     solution: Tensor = torch.linalg.solve(damped(gram, relative), (cross.double() + pull).T).T
     return solution
+
+
+def factorise(
+    grams: Tensor, crosses: Tensor, out: Tensor, value: Tensor, *, sweeps: int = 8, steps: int = 12
+) -> tuple[Tensor, Tensor]:
+    """argmin over O_q and V of E||y - sum_q O_q V z_q||^2 by alternating least squares, from a given start.
+
+    `grams` (Q, Q, n, n) holds E[z_p z_q^T], `crosses` (Q, m, n) E[y z_q^T]; `out` (Q, m, D) and `value`
+    (D, n) are the start. O is solved exactly; V by conjugate gradients on its normal equations
+    sum_pq O_p^T O_q V E[z_q z_p^T] = sum_p O_p^T E[y z_p^T], preconditioned by the averages over queries.
+    No step raises the error. Returns (O, V), scaled so that V keeps its norm.
+    """
+    queries, dim = out.shape[0], out.shape[2]
+    norm = value.norm()
+    mean_gram = torch.linalg.cholesky(damped(grams.diagonal(dim1=0, dim2=1).mean(-1), 1e-9))
+    for _ in range(sweeps):
+        metric = torch.einsum("pmi,qmj->pqij", out, out)  # (Q, Q, D, D)
+        scale = torch.linalg.cholesky(damped(metric.diagonal(dim1=0, dim2=1).sum(-1), 1e-9))
+
+        def normal(v: Tensor, metric: Tensor = metric) -> Tensor:
+            return torch.einsum("pqij,jn,qpnk->ik", metric, v, grams)
+
+        def precondition(v: Tensor, scale: Tensor = scale) -> Tensor:
+            return torch.cholesky_solve(torch.cholesky_solve(v, scale).T, mean_gram).T
+
+        wanted = torch.einsum("pmi,pmn->in", out, crosses)
+        value = _conjugate_gradients(normal, precondition, wanted, value, 1 if queries == 1 else steps)
+        inner = torch.einsum("in,pqnk,jk->piqj", value, grams, value).reshape(queries * dim, queries * dim)
+        seen = torch.einsum("pmn,in->mpi", crosses, value).reshape(-1, queries * dim)
+        solved = torch.linalg.solve(damped(inner, 1e-9), seen.T).T
+        out = solved.view(-1, queries, dim).transpose(0, 1)
+    ratio = norm / value.norm()
+    return out / ratio, value * ratio
+
+
+def _conjugate_gradients(
+    operator: Callable[[Tensor], Tensor],
+    precondition: Callable[[Tensor], Tensor],
+    wanted: Tensor,
+    start: Tensor,
+    steps: int,
+) -> Tensor:
+    """Preconditioned conjugate gradients for operator(v) = wanted, symmetric and positive."""
+    v, rest = start, wanted - operator(start)
+    z = precondition(rest)
+    direction, power = z, (rest * z).sum()
+    for _ in range(steps):
+        if float(power) <= 1e-24 * float((wanted * wanted).sum()):
+            break
+        image = operator(direction)
+        step = power / (direction * image).sum()
+        v, rest = v + step * direction, rest - step * image
+        z = precondition(rest)
+        before, power = power, (rest * z).sum()
+        direction = z + (power / before) * direction
+    return v

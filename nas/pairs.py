@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,19 @@ def open_storage(location: str) -> BaseStorage:
         ) from error
 
 
+@contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Without Optuna's line for every study and its warnings that a part is experimental."""
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(level)
+
+
 class Pairs:
     """The pairs of one setting in one storage, in the order they were measured."""
 
@@ -68,13 +83,14 @@ class Pairs:
         """Open or create the study of this setting; every stored pair is read back and checked."""
         self._location = location
         try:
-            self._study = optuna.create_study(
-                storage=open_storage(location),
-                study_name=f"pairs-{setting.digest}",
-                direction="maximize",
-                load_if_exists=True,
-                sampler=optuna.samplers.RandomSampler(seed=0),
-            )
+            with quiet_optuna():
+                self._study = optuna.create_study(
+                    storage=open_storage(location),
+                    study_name=f"pairs-{setting.digest}",
+                    direction="maximize",
+                    load_if_exists=True,
+                    sampler=optuna.samplers.RandomSampler(seed=0),
+                )
             if not self._study.user_attrs:
                 self._study.set_user_attr("setting", dict(setting.fields))
             self._pairs = [

@@ -17,25 +17,37 @@ Indices = NDArray[np.int64]
 
 def check_reachable(space: SearchSpace, budget: Budget) -> None:
     """Raise `InputError` if not even the smallest usable architecture of the space fits the budget."""
-    smallest = _alive(space, np.zeros((1, len(space.depths)), dtype=np.int64))
-    load = float(budget.load(space.widths(smallest))[0])
+    load = float(budget.load(space.widths(smallest(space)))[0])
     if load > 1.0:
         raise InputError(
             f"the smallest architecture of the space costs {load:.2f} times the budget; "
-            f"relax it by at least {100 * (load - 1):.0f} %"
+            f"relax it by at least {np.ceil(100 * (load - 1) - 1e-9):.0f} %"
         )
 
 
+def smallest(space: SearchSpace) -> Indices:
+    """The smallest usable architecture of the space, (1, knobs)."""
+    return keep_attention(space, np.zeros((1, len(space.depths)), dtype=np.int64))
+
+
 def fit(
-    space: SearchSpace, budget: Budget, indices: Indices, rng: np.random.Generator, *, fill: bool = True
+    space: SearchSpace,
+    budget: Budget,
+    indices: Indices,
+    rng: np.random.Generator,
+    *,
+    fill: bool = True,
+    held: NDArray[np.bool_] | None = None,
 ) -> Indices:
     """Architectures near the given ones, none of them over budget, and with `fill` as large as it allows.
 
     While a row is over budget one of its knobs, drawn at random, takes one step down; then single steps up
-    are tried in random order and kept where they fit. Skipped modules stay skipped in the second part. Every
-    architecture keeps attention somewhere. Raises `InputError` if the budget cannot be reached at all.
+    are tried in random order and kept where they fit, until none does. Skipped modules stay skipped in the
+    second part. The choices marked in `held` (n, knobs) stay as they are where the budget can be met so.
+    Every architecture keeps attention somewhere. Raises `InputError` if the budget cannot be reached at all.
     """
-    rows = _alive(space, np.clip(indices, 0, space.depths - 1))
+    rows = keep_attention(space, np.clip(indices, 0, space.depths - 1))
+    held = np.zeros(rows.shape, dtype=bool) if held is None else held
     for _ in range(int(space.depths.sum())):
         over = np.flatnonzero(~budget.allows(space.widths(rows)))
         if not len(over):
@@ -44,30 +56,36 @@ def fit(
         # Several steps at once while far over budget, single ones near it.
         steps = np.where(budget.load(space.widths(part)) > 1.15, 3, 1)
         for turn in range(3):
-            draw = rng.random(part.shape) * (part > 0)
+            draw = rng.random(part.shape) * ((part > 0) & ~held[over])
             column = draw.argmax(1)
             part[np.arange(len(part)), column] -= ((steps > turn) & (draw.max(1) > 0)).astype(np.int64)
-        rows[over] = _alive(space, part)
+        rows[over] = keep_attention(space, part)
     else:
         check_reachable(space, budget)
         stuck = ~budget.allows(space.widths(rows))
-        rows[stuck] = _alive(space, np.zeros_like(rows[stuck]))
-    return _fill(space, budget, rows, rng) if fill else rows
+        rows[stuck] = keep_attention(space, np.zeros_like(rows[stuck]))
+    return _fill(space, budget, rows, rng, held) if fill else rows
 
 
-def _fill(space: SearchSpace, budget: Budget, rows: Indices, rng: np.random.Generator) -> Indices:
-    """Steps up that fit, in random order, twice through all knobs."""
-    for _ in range(2):
-        order = rng.permuted(np.tile(np.arange(rows.shape[1]), (len(rows), 1)), axis=1)
-        for turn in range(rows.shape[1]):
-            column = order[:, turn]
-            at = (np.arange(len(rows)), column)
-            grown = rows.copy()
-            grown[at] = np.minimum(rows[at] + 1, space.depths[column] - 1)
-            skipped = (rows[at] == 0) & np.array([c[0] == 0 for c in space.choices])[column]
-            widths = space.widths(grown)
-            better = budget.allows(widths) & ~skipped
-            rows[better] = grown[better]
+def _fill(
+    space: SearchSpace, budget: Budget, rows: Indices, rng: np.random.Generator, held: NDArray[np.bool_]
+) -> Indices:
+    """Steps up that fit, in random order, through all knobs until a row has none left."""
+    skippable = np.array([choices[0] == 0 for choices in space.choices])
+    growing = np.arange(len(rows))
+    while len(growing):
+        part, each = rows[growing], np.arange(len(growing))
+        order = rng.permuted(np.tile(np.arange(rows.shape[1]), (len(part), 1)), axis=1)
+        for column in order.T:
+            at = (each, column)
+            grown = part.copy()
+            grown[at] = np.minimum(part[at] + 1, space.depths[column] - 1)
+            stays = ((part[at] == 0) & skippable[column]) | held[growing, column]
+            better = budget.allows(space.widths(grown)) & ~stays
+            part[better] = grown[better]
+        changed = (part != rows[growing]).any(1)
+        rows[growing] = part
+        growing = growing[changed]
     return rows
 
 
@@ -77,9 +95,12 @@ def mutate(space: SearchSpace, indices: Indices, rng: np.random.Generator) -> In
     rows = indices.copy()
     n, knobs = rows.shape
     per_block = knobs // space.shape.blocks
+    free = np.flatnonzero(space.depths > 1)
+    if not len(free):
+        return keep_attention(space, rows)
     for turn in range(4):
         active = rng.random(n) < (1.0, 0.7, 0.4, 0.2)[turn]
-        column = rng.choice(np.flatnonzero(space.depths > 1), size=n)
+        column = rng.choice(free, size=n)
         at = (np.arange(n), column)
         span = np.maximum(1, space.depths[column] // 6)
         step = rng.integers(1, span + 1) * rng.choice((-1, 1), size=n)
@@ -92,15 +113,20 @@ def mutate(space: SearchSpace, indices: Indices, rng: np.random.Generator) -> In
         other = rng.integers(0, n, size=len(copies))
         columns = block[:, None] * per_block + np.arange(per_block)
         rows[copies[:, None], columns] = indices[other[:, None], columns]
-    return _alive(space, rows)
+    return keep_attention(space, rows)
 
 
-def _alive(space: SearchSpace, rows: Indices) -> Indices:
-    """Give the last block one KV group in rows that keep attention nowhere."""
-    widths = space.widths(rows)
-    dead = ~(widths[..., 0] > 0).any(1)
+def keep_attention(space: SearchSpace, rows: Indices) -> Indices:
+    """Give the block with the smallest attention to be had its smallest one, in rows (changed in place) that
+    keep attention nowhere; the last block where all are alike."""
+    dead = ~(space.widths(rows)[..., 0] > 0).any(1)
     if dead.any():
-        with_attention = [k for k in range(0, rows.shape[1], 3) if space.choices[k][-1] > 0]
-        column = with_attention[-1]
-        rows[dead, column] = max(1, 0) if space.choices[column][0] == 0 else 0
+
+        def least(column: int) -> tuple[int, int]:
+            groups, queries = space.choices[column], space.choices[column + 1]
+            each = space.shape.per_group + int(queries[0]) * space.shape.per_query
+            return int(groups[groups > 0][0]) * each, -column
+
+        column = min((k for k in range(0, rows.shape[1], 3) if space.choices[k][-1] > 0), key=least)
+        rows[dead, column] = int(space.choices[column][0] == 0)
     return rows

@@ -47,7 +47,7 @@ def prune(
             rows.append(forced)
             owner += [(knob, choice)] * len(forced)
     owners = np.array(owner)
-    fitted = fit(space, budget, np.concatenate(rows), rng)
+    fitted = fit(space, budget, np.concatenate(rows), rng, held=np.arange(len(space.depths)) == owners[:, :1])
     holds = fitted[np.arange(len(fitted)), owners[:, 0]] == owners[:, 1]
     scores = np.where(holds, predict(space.widths(fitted)), -np.inf)
     best = float(max(scores.max(), predict(space.widths(good)).max()))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas.cost import Budget
-from nas.proposals import Indices, fit, mutate
+from nas.proposals import Indices, check_reachable, fit, keep_attention, mutate, smallest
 from nas.space import SearchSpace
 
 
@@ -44,9 +44,11 @@ def stratified(
 
     Within a stratum each row has its own mean for heads and for channels, and its knobs scatter around them.
     """
+    check_reachable(space, budget)
     rows = np.empty((count, len(space.depths)), dtype=np.int64)
+    least = budget.cost.of_widths(space.widths(smallest(space))[0])
     for i, part in enumerate(rng.permutation(np.linspace(0.75, 1.0, count))):
-        limits = {name: max(1, int(limit * part)) for name, limit in budget.limits.items()}
+        limits = {name: max(int(least[name]), int(limit * part)) for name, limit in budget.limits.items()}
         centre = np.tile(rng.uniform(0.2, 1.0, size=3), space.shape.blocks)
         scatter = rng.normal(0.0, rng.uniform(0.05, 0.3), size=len(space.depths))
         row = np.rint((centre + scatter) * (space.depths - 1)).astype(np.int64)
@@ -118,7 +120,7 @@ def drop_blocks(space: SearchSpace, budget: Budget, influence: NDArray[np.float6
     only those that need their dropped blocks to be within half of the budget's reach."""
     rows = []
     order = np.argsort(influence, kind="stable")
-    for dropped in range(1, space.shape.blocks):
+    for dropped in range(min(1, space.shape.blocks - 1), space.shape.blocks):
         alive = np.ones((space.shape.blocks, 1))
         alive[order[:dropped]] = 0.0
         row = _largest(space, budget, _scaled(alive * np.ones(3)))
@@ -143,8 +145,8 @@ def _largest(space: SearchSpace, budget: Budget, profile: Callable[[float], NDAr
         kept[:, 1] = np.where(kept[:, 0] > 0, 1.0, 0.0)
         row = space.indices(np.floor(kept * whole + 1e-9).astype(np.int64)[None])[0]
         # A part that the profile keeps is not rounded away altogether.
-        smallest = np.array([min(1, depth - 1) for depth in space.depths])
-        return np.where(kept.ravel() > 0, np.maximum(row, smallest), row)
+        row = np.where(kept.ravel() > 0, np.maximum(row, np.minimum(1, space.depths - 1)), row)
+        return keep_attention(space, row[None])[0]
 
     low, high = 0.0, 1.0
     for _ in range(24):

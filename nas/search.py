@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from optuna.distributions import IntDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 
 from nas.cost import Budget
+from nas.pairs import quiet_optuna
 from nas.proposals import Indices, fit, mutate
 from nas.shape import Widths
 from nas.space import SearchSpace
@@ -84,7 +84,9 @@ def search(
                 near_scores.reshape(generation, neighbours).argmax(1) + np.arange(generation) * neighbours
             )
             better = near_scores[winner] > scores
-            rows[better], scores = near[winner][better], np.maximum(scores, near_scores[winner])
+            # A new array: `seen` holds the rows as they were scored.
+            rows = np.where(better[:, None], near[winner], rows)
+            scores = np.maximum(scores, near_scores[winner])
         for trial, score in zip(asked, scores, strict=True):
             study.tell(trial, float(score))
         best.append(max(float(scores.max()), best[-1] if best else -np.inf))
@@ -109,11 +111,5 @@ def spread_out(space: SearchSpace, found: Found, count: int, taken: set[bytes], 
 
 
 def _quiet_study(sampler: BaseSampler) -> optuna.Study:
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return optuna.create_study(direction="maximize", sampler=sampler)
-    finally:
-        optuna.logging.set_verbosity(level)
+    with quiet_optuna():
+        return optuna.create_study(direction="maximize", sampler=sampler)

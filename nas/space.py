@@ -56,11 +56,11 @@ class SearchSpace:
     def widths(self, indices: NDArray[np.int64]) -> Widths:
         """Choice indices (n, knobs) -> canonical widths (n, blocks, 3)."""
         columns = [choices[indices[:, k]] for k, choices in enumerate(self.choices)]
-        return self.canonical(np.stack(columns, axis=1).reshape(len(indices), -1, 3))
+        return self.canonical(np.stack(columns, axis=1).reshape(len(indices), self.shape.blocks, 3))
 
     def indices(self, widths: Widths) -> NDArray[np.int64]:
         """Nearest choice indices (n, knobs) of widths (n, blocks, 3), rounding down."""
-        flat = widths.reshape(len(widths), -1)
+        flat = widths.reshape(len(widths), len(self.choices))
         columns = [
             np.clip(np.searchsorted(choices, flat[:, k], side="right") - 1, 0, None)
             for k, choices in enumerate(self.choices)
@@ -69,7 +69,7 @@ class SearchSpace:
 
     def contains(self, widths: Widths) -> NDArray[np.bool_]:
         """Whether every kept part has a listed choice, (..., blocks, 3) -> (...,)."""
-        flat = widths.reshape(*widths.shape[:-2], -1)
+        flat = widths.reshape(*widths.shape[:-2], len(self.choices))
         inside = np.ones(flat.shape[:-1], dtype=bool)
         for column, choices in enumerate(self.choices):
             inside &= np.isin(flat[..., column], choices) | (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from nas.calibration import GramSum
 from nas.families import blocks_of, family_of
 from nas.linear import ridge
 from nas.repair.stream import Stream, attention_part, input_of, join, mlp_part
+from nas.repair.values import refit_values
 from nas.shape import Shape
 from nas.subnet import OutputMatrices, cut
 
@@ -24,11 +26,12 @@ class Damping:
     """Ridge terms relative to the mean diagonal of the input's Gram matrix.
 
     `inputs` pulls the input correction towards the identity, `outputs` the output matrix towards its one-pass
-    repair.
+    repair, `values` the heads' value-output products towards what they are.
     """
 
     inputs: float = 1e-1
     outputs: float = 1e-2
+    values: float = 1e-2
 
 
 @torch.no_grad()
@@ -52,7 +55,8 @@ def repair_front_to_back(
     - the output matrix is refitted to what is missing from the dense residual stream behind the module,
       min ||W h - (dense stream behind - own stream before)||^2 + damping ||W - W_one_pass||^2, so that errors
       made upstream are corrected, not inherited. Where the next parts of the parent are left out, "behind"
-      is behind those too: the module then stands in for them as far as a linear map can.
+      is behind those too: the module then stands in for them as far as a linear map can;
+    - an attention's values and output columns are then refitted together (`nas.repair.values`).
 
     In families that norm a module's output before adding it the target is the dense module's own output.
     `progress` is told of each finished block.
@@ -83,6 +87,7 @@ def repair_front_to_back(
                 target=middle if block.ffn else behind,
                 dense_output=_caller(source.self_attn, arguments),
                 damping=damping,
+                refit=partial(refit_values, attention, arguments, damping=damping.values),
             )  # fmt: skip
         if block.ffn:
             mlp = layer.mlp
@@ -117,6 +122,7 @@ def _repair_module(
     target: Sequence[Tensor],
     dense_output: Callable[[Tensor], Any],
     damping: Damping,
+    refit: Callable[[Callable[[], list[Tensor]], list[Tensor]], object] | None = None,
 ) -> list[Tensor]:
     """Repair one module of `layer` in place and return the subnet's stream behind it, batch by batch."""
     pre, post = norms
@@ -131,18 +137,39 @@ def _repair_module(
     correction = ridge(gram.mean, cross.mean, eye, damping.inputs)
     for linear in inputs:
         linear.weight.data = (linear.weight.double() @ correction).to(linear.weight.dtype)
+    wanted = _wanted(layer, post, own, target, source, pre, dense_before, dense_output)
+    if output.bias is not None:
+        wanted = [goal - output.bias.float() for goal in wanted]
     gram, cross = GramSum(), GramSum()
-    multiplier = getattr(layer, "residual_multiplier", 1.0)
-    bias = 0.0 if output.bias is None else output.bias.float()
-    for mine, theirs, goal in zip(own, dense_before, target, strict=True):
+    for mine, goal in zip(own, wanted, strict=True):
         h = input_of(output, run, norm(mine))
-        if post is None:
-            wanted = (goal.float() - mine.float()) / multiplier
-        else:
-            wanted = dense_output(getattr(source, pre)(theirs))
-            wanted = (wanted[0] if isinstance(wanted, tuple) else wanted).float()
         gram.add(h)
-        cross.add(wanted - bias, h)
+        cross.add(goal, h)
     fitted = ridge(gram.mean, cross.mean, output.weight.double(), damping.outputs)
     output.weight.data = fitted.to(output.weight.dtype)
+    if refit is not None:
+        weight = output.weight.float()
+        left = [
+            goal - input_of(output, run, norm(mine)).float() @ weight.T
+            for mine, goal in zip(own, wanted, strict=True)
+        ]
+        refit(lambda: [norm(mine) for mine in own], left)
     return [join(layer, post, h, output(input_of(output, run, norm(h)))) for h in own]
+
+
+def _wanted(
+    layer: nn.Module,
+    post: str | None,
+    own: Sequence[Tensor],
+    target: Sequence[Tensor],
+    source: nn.Module,
+    pre: str,
+    dense_before: Sequence[Tensor],
+    dense_output: Callable[[Tensor], Any],
+) -> list[Tensor]:
+    """What the module's output should be, batch by batch, in float32."""
+    if post is None:
+        multiplier = getattr(layer, "residual_multiplier", 1.0)
+        return [(goal.float() - mine.float()) / multiplier for goal, mine in zip(target, own, strict=True)]
+    outputs = (dense_output(getattr(source, pre)(h)) for h in dense_before)
+    return [(out[0] if isinstance(out, tuple) else out).float() for out in outputs]

@@ -49,7 +49,7 @@ def join(layer: nn.Module, post: str | None, h: Tensor, out: Tensor) -> Tensor:
     return h + out * getattr(layer, "residual_multiplier", 1.0)
 
 
-class _Reached(Exception):
+class Reached(Exception):
     """Carries nothing: the wanted module was reached, the rest need not run."""
 
 
@@ -59,12 +59,12 @@ def input_of(module: nn.Module, run: Callable[[Tensor], Any], x: Tensor) -> Tens
 
     def catch(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         caught.append(args[0])
-        raise _Reached
+        raise Reached
 
     hook = module.register_forward_pre_hook(catch)
     try:
         run(x)
-    except _Reached:
+    except Reached:
         pass
     finally:
         hook.remove()
@@ -81,7 +81,7 @@ def _entry(
 
     def first(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
         states.append(args[0])
-        raise _Reached
+        raise Reached
 
     def note(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
         arguments.append({name: value for name, value in kwargs.items() if name != "past_key_values"})
@@ -98,7 +98,7 @@ def _entry(
         for batch in windows.split(batch_size):
             try:
                 model.model(batch.to(model.device), use_cache=False)
-            except _Reached:
+            except Reached:
                 continue
     finally:
         hook.remove()

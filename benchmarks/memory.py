@@ -1,0 +1,201 @@
+"""What building pairs needs in memory, against the parent and one forward pass (wanted: parent + 1.3 x pass).
+
+Each measurement is a process of its own, in which all that is needed was imported before it starts to count:
+
+- parent: the loaded model; forward pass: the most that `model(batch)` adds while it runs
+- pair stage: prepare the parent as the main job does (orders and repairs already on disk), let the unpermuted
+  one go, then build pairs; the most that is held while they are built
+
+On the CPU this counts anonymous pages (RssAnon): the larger of samples taken every half millisecond and of
+the kernel's own high-water mark (VmHWM) less the file pages at the end. The repair bank is a file that is
+mapped into memory: its pages are counted apart, since the kernel may drop them at any moment. On CUDA it
+counts what torch has allocated there, in which the bank does have a part. Needs Linux or CUDA.
+
+    python -m benchmarks.memory
+    python -m benchmarks.memory --parent ORGANISATION/MODEL --corpus Salesforce/wikitext:wikitext-2-raw-v1
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import optuna
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from benchmarks._setup import Common, make_ready, show
+from experiments.command_line import option, run
+from nas.building import SubnetMeter, build_pairs
+from nas.pairs import Pairs, Setting
+from nas.parent import choose_device, choose_dtype, load_parent
+from nas.sampling import SAMPLERS
+
+Result = TypeVar("Result")
+STATUS = Path("/proc/self/status")
+
+
+@dataclass(frozen=True)
+class Settings(Common):
+    """What is measured."""
+
+    keep: float = option(0.5, "kept fraction of the blocks' parameters", group="input")
+    pairs: int = option(24, "pairs that are built", group="run")
+
+
+def main(settings: Settings) -> None:
+    """Measure in fresh processes and print."""
+    if not on_cuda(settings) and not STATUS.is_file():
+        print("memory is measured on Linux and on CUDA only: nothing done")
+        return
+    alone(prepare_cache, settings)
+    single = alone(parent_and_forward, settings)
+    stage = alone(pair_stage, settings)
+    limit = single["parent"] + 1.3 * single["forward"]
+    over = (stage["peak"] - single["parent"]) / single["forward"]
+    print(
+        f"{settings.parent}: {settings.pairs} pairs of {settings.eval_windows} windows of {settings.seq_len} "
+        f"tokens, batches of {settings.batch_size}, {settings.threads} thread(s)"
+    )
+
+    def line(what: str, size: float, wanted: str = "") -> list[str]:
+        return [what, f"{size / 2**20:.1f}", wanted]
+
+    show(
+        "Memory, MiB",
+        [
+            ["", "MiB", "wanted"],
+            line("parent", single["parent"]),
+            line("  its parameters", single["parameters"]),
+            line("one forward pass of a batch", single["forward"]),
+            line("  its logits", single["logits"]),
+            line("held before the pairs are built", stage["before"]),
+            line("most held while they are built", stage["peak"], f"<= {limit / 2**20:.1f}"),
+            ["  less the parent, in forward passes", f"{over:.2f}", "<= 1.30"],
+            line("  pages of files (the bank) first touched", stage["files"]),
+        ],
+    )
+
+
+def prepare_cache(settings: Settings) -> None:
+    """Fill the cache, so that the pair stage finds orders and repairs on disk."""
+    make_ready(settings)
+
+
+def parent_and_forward(settings: Settings) -> dict[str, float]:
+    """Bytes of the loaded parent and of one forward pass."""
+    torch.set_num_threads(settings.threads)
+    device = choose_device(settings.device)
+    start = held(device)
+    parent, _ = load_parent(settings.parent, device, choose_dtype("auto", device))
+    gc.collect()
+    before = held(device)
+    ids = torch.zeros((settings.batch_size, settings.seq_len), dtype=torch.long, device=device)
+    with watched(device) as most:
+        logits = once(parent, ids)
+    return {
+        "parent": before - start,
+        "parameters": sum(p.numel() * p.itemsize for p in parent.parameters()),
+        "forward": most.peak - before,
+        "logits": logits.numel() * logits.itemsize,
+    }
+
+
+@torch.no_grad()
+def once(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """One forward pass, logits (batch, seq_len, vocab)."""
+    logits: Tensor = model(ids, use_cache=False).logits
+    return logits
+
+
+def pair_stage(settings: Settings) -> dict[str, float]:
+    """The most bytes held while pairs are built, over those held before anything was loaded."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    device = choose_device(settings.device)
+    start = held(device)
+    ready = make_ready(settings)
+    gc.collect()
+    before, files = held(device), status("RssFile")
+    budget = ready.budget("block_parameters", settings.keep)
+    measure = SubnetMeter(
+        ready.parent, ready.shape, ready.prepared.bank, ready.eval_windows, settings.batch_size
+    )
+    with tempfile.TemporaryDirectory() as folder, watched(device) as most:
+        pairs = Pairs(f"{folder}/pairs.journal", Setting({"benchmark": "memory"}))
+        rng = np.random.default_rng(settings.seed)
+        rows = SAMPLERS["seeded"](ready.space, budget, settings.pairs, rng, ready.hints)
+        build_pairs(pairs, measure, ready.shape, budget, ready.space.widths(rows), "benchmark", quiet=True)
+    return {"before": before - start, "peak": most.peak - start, "files": status("RssFile") - files}
+
+
+def alone(action: Callable[[Settings], Result], settings: Settings) -> Result:
+    """The result of an action in a fresh process."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+        return pool.submit(action, settings).result()
+
+
+def on_cuda(settings: Settings) -> bool:
+    """Whether the model will be on CUDA."""
+    return choose_device(settings.device).type == "cuda"
+
+
+def status(name: str) -> float:
+    """A line of this process's status in bytes; 0 where there is none."""
+    if not STATUS.is_file():
+        return 0.0
+    lines = [line.split() for line in STATUS.read_text().splitlines()]
+    return float(next((1024 * int(line[1]) for line in lines if line[0] == f"{name}:"), 0))
+
+
+def held(device: torch.device) -> float:
+    """Bytes held now."""
+    return float(torch.cuda.memory_allocated(device)) if device.type == "cuda" else status("RssAnon")
+
+
+@dataclass
+class Most:
+    """The most bytes held so far."""
+
+    peak: float = 0.0
+    done: threading.Event = field(default_factory=threading.Event)
+
+    def sample(self) -> None:
+        """Look every half millisecond until `done`."""
+        while not self.done.wait(0.0005):
+            self.peak = max(self.peak, status("RssAnon"))
+
+
+@contextmanager
+def watched(device: torch.device) -> Iterator[Most]:
+    """The most bytes held while what is inside runs; known when it has ended."""
+    most = Most(held(device))
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield most
+        most.peak = float(torch.cuda.max_memory_allocated(device))
+        return
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    sampler = threading.Thread(target=most.sample, daemon=True)
+    sampler.start()
+    try:
+        yield most
+    finally:
+        most.done.set()
+        sampler.join()
+        most.peak = max(most.peak, status("VmHWM") - status("RssFile") - status("RssShmem"))
+
+
+if __name__ == "__main__":
+    sys.exit(run(Settings, main))

@@ -1,0 +1,133 @@
+"""Refit what heads carry: values and output columns of a cut attention together, in closed form."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from nas.calibration import GramSum
+from nas.linear import factorise, strength
+from nas.repair.stream import Reached
+
+CAPTURE = "secateur_capture"
+"""Name under which `_capture` is registered as an attention implementation."""
+
+
+def refit_values(
+    attention: nn.Module,
+    arguments: Mapping[str, Any],
+    inputs: Callable[[], Sequence[Tensor]],
+    residual: list[Tensor],
+    damping: float,
+) -> list[Tensor]:
+    """Refit v_proj and o_proj of `attention` in place, KV group by KV group; returns the residual left.
+
+    With a head's attention pattern P fixed, it adds O V (P x) to the stream: a map of rank head_dim of the
+    attended input z = P x. Where heads were cut, those that stay had better carry other directions of z than
+    they did. For one group, whose queries share V, this is min E||r - sum_q O_q V z_q||^2 with r what the
+    other groups leave of the target: reduced-rank regression (Izenman 1975) for one query, alternating least
+    squares from the present weights for several. Damping pulls the products O_q V towards the present ones.
+
+    `inputs()` gives the normed inputs in batches (batch, seq_len, hidden), `residual` the target minus the
+    attention's present output, batch by batch.
+    """
+    dim, queries = int(attention.head_dim), int(attention.num_key_value_groups)
+    groups = attention.k_proj.out_features // dim
+    has_bias = attention.v_proj.bias is not None
+    for group in range(groups):
+        rows = slice(group * dim, (group + 1) * dim)
+        columns = slice(group * dim * queries, (group + 1) * dim * queries)
+        value = attention.v_proj.weight[rows].double()  # (D, d), with the bias as one more column
+        if has_bias:
+            value = torch.cat([value, attention.v_proj.bias[rows, None].double()], dim=1)
+        out = attention.o_proj.weight[:, columns].double().view(-1, queries, dim).transpose(0, 1)  # (Q, d, D)
+        gram, cross = GramSum(), GramSum()
+        for x, rest in zip(inputs(), residual, strict=True):
+            z = attended(attention, arguments, x, group)  # (batch, seq_len, Q, d)
+            gram.add(z.flatten(-2))
+            cross.add(rest + _output(z, value, out), z.flatten(-2))
+        width = value.shape[1]
+        grams = gram.mean.view(queries, width, queries, width).transpose(1, 2)  # (Q, Q, d, d)
+        crosses = cross.mean.view(-1, queries, width).transpose(0, 1)  # (Q, d, d)
+        pull = strength(gram.mean, damping)
+        present = out @ value
+        grams = grams + pull * torch.eye(queries, dtype=grams.dtype, device=grams.device)[
+            :, :, None, None
+        ] * torch.eye(width, dtype=grams.dtype, device=grams.device)
+        new_out, new_value = factorise(grams, crosses + pull * present, out, value)
+        residual = [
+            rest + _output(z, value, out) - _output(z, new_value, new_out)
+            for rest, z in (
+                (rest, attended(attention, arguments, x, group))
+                for x, rest in zip(inputs(), residual, strict=True)
+            )
+        ]
+        dtype = attention.v_proj.weight.dtype
+        attention.v_proj.weight.data[rows] = (new_value[:, :-1] if has_bias else new_value).to(dtype)
+        if has_bias:
+            attention.v_proj.bias.data[rows] = new_value[:, -1].to(dtype)
+        attention.o_proj.weight.data[:, columns] = new_out.transpose(0, 1).flatten(1).to(dtype)
+    return residual
+
+
+def attended(attention: nn.Module, arguments: Mapping[str, Any], x: Tensor, group: int) -> Tensor:
+    """What each query head of a KV group attends to: its pattern times the input itself.
+
+    (batch, seq_len, Q, hidden), with a column of ones behind where values have a bias. Patterns are those of
+    the model's own attention function, so that rotation, q/k norms, windows and masks are all in them.
+    """
+    config = attention.config
+    implementation = config._attn_implementation
+    config._attn_implementation = CAPTURE
+    try:
+        attention(hidden_states=x, **arguments)
+    except _Captured as captured:
+        query, key, mask, keywords = captured.call
+    finally:
+        config._attn_implementation = implementation
+    queries = int(attention.num_key_value_groups)
+    values = x if attention.v_proj.bias is None else torch.cat([x, torch.ones_like(x[..., :1])], dim=-1)
+    eager = getattr(sys.modules[type(attention).__module__], "eager_attention_forward", None)
+    function = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
+    z, _ = function(
+        attention,
+        query[:, group * queries : (group + 1) * queries],
+        key[:, group : group + 1],
+        values[:, None],
+        mask,
+        **keywords,
+    )
+    result: Tensor = z
+    return result
+
+
+def _output(z: Tensor, value: Tensor, out: Tensor) -> Tensor:
+    """sum_q O_q V z_q, (batch, seq_len, hidden)."""
+    return torch.einsum("btqn,qmn->btm", z.float(), (out @ value).float())
+
+
+class _Captured(Reached):
+    """Carries the arguments of the attention function."""
+
+    def __init__(self, *call: Any) -> None:
+        self.call = call
+
+
+def _capture(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **keywords: Any,
+) -> tuple[Tensor, None]:
+    raise _Captured(query, key, attention_mask, keywords)
+
+
+AttentionInterface.register(CAPTURE, _capture)

@@ -1,0 +1,294 @@
+"""Least-squares repair: what it minimises never rises, and nothing else changes."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from nas.architecture import Architecture, Block
+from nas.calibration import Statistics, calibrate
+from nas.families import blocks_of, family_of, shape_of
+from nas.linear import damped, prefix_solutions, ridge, strength
+from nas.prepare import choices_of_block
+from nas.ranking import permute
+from nas.repair.bank import Bank, attention_key, mlp_key, queries_key, repair_block
+from nas.repair.sequential import repair_front_to_back
+from nas.repair.stream import Stream, attention_part, input_of, mlp_part
+from nas.shape import Shape
+from nas.space import default_space
+from nas.subnet import cut, kept_query_rows
+from tests.nas.tiny_models import (
+    CUTS,
+    PARENTS,
+    architecture_of_cut,
+    permuted_parent,
+    random_ranking,
+    tiny_parent,
+    tokens,
+)
+
+every_parent = pytest.mark.parametrize("name", PARENTS)
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def random(*size: int, seed: int = 0) -> Tensor:
+    return torch.randn(*size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def error_of(weight: Tensor, gram: Tensor, other: Tensor, columns: Tensor | None = None) -> float:
+    """Mean squared difference of the outputs of `weight` and of `other` on some of its columns."""
+    lost = weight.double().clone()
+    lost[:, torch.arange(other.shape[1]) if columns is None else columns] -= other.double()
+    return float((lost @ gram * lost).sum())
+
+
+def whole_bank(parent: PreTrainedModel, shape: Shape, statistics: Statistics) -> Bank:
+    """Every entry that a cut of a tiny parent can ask for."""
+    matrices: dict[str, Tensor] = {}
+    errors: dict[str, float] = {}
+    for block in range(shape.blocks):
+        heads, widths = choices_of_block(default_space(shape), block)
+        part = repair_block(parent, shape, statistics, block, heads, widths)
+        matrices |= part.matrices
+        errors |= part.errors
+    return Bank(matrices, errors)
+
+
+def prepared(name: str, **settings: object) -> tuple[PreTrainedModel, Shape, Statistics, Bank]:
+    parent = tiny_parent(name, **settings)
+    shape = shape_of(parent)
+    parent = permute(parent, shape, random_ranking(shape))
+    statistics = calibrate(parent, tokens(batch=24))
+    return parent, shape, statistics, whole_bank(parent, shape, statistics)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_prefix_is_the_closed_form_and_its_error_the_measured_one(seed: int) -> None:
+    n = 9
+    weight, inputs = random(5, n, seed=seed), random(30, n, seed=seed + 9) @ random(n, n, seed=seed + 99)
+    gram = inputs.T @ inputs / 30
+    projected, inverse, error = prefix_solutions(weight, gram)
+    damp = damped(gram)
+    for k in range(n + 1):
+        direct = weight @ damp[:, :k] @ torch.linalg.inv(damp[:k, :k])
+        torch.testing.assert_close(projected[:, :k] @ inverse[:k, :k], direct)
+        assert float(error[k]) == pytest.approx(error_of(weight, damp, direct), abs=1e-9)
+    assert (error.diff() <= 0).all()
+    torch.testing.assert_close(projected @ inverse, weight)
+
+
+@pytest.mark.parametrize("relative", [1e-3, 0.1, 10.0])
+def test_ridge_is_least_squares_on_the_augmented_system(relative: float) -> None:
+    x, y, towards = random(40, 6), random(40, 4, seed=1), random(4, 6, seed=2)
+    gram, cross = x.T @ x / 40, y.T @ x / 40
+    pull = strength(gram, relative) ** 0.5
+    rows = torch.cat([x / 40**0.5, pull * torch.eye(6, dtype=torch.float64)])
+    wanted = torch.cat([y / 40**0.5, pull * towards.T])
+    expected = torch.linalg.lstsq(rows, wanted).solution.T
+    torch.testing.assert_close(ridge(gram, cross, towards, relative), expected)
+
+
+def test_a_dead_module_is_repaired_to_what_it_was() -> None:
+    weight, nothing = random(4, 6), torch.zeros(6, 6, dtype=torch.float64)
+    torch.testing.assert_close(ridge(nothing, torch.zeros(4, 6), weight, 0.1), weight)
+    projected, inverse, _ = prefix_solutions(weight, nothing)
+    torch.testing.assert_close(projected[:, :3] @ inverse[:3, :3], weight[:, :3])
+
+
+def test_a_gram_matrix_with_nan_is_an_error() -> None:
+    gram = torch.full((3, 3), torch.nan, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="NaN"):
+        prefix_solutions(random(2, 3), gram)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_keeping_everything_is_the_weight_itself_bit_for_bit(dtype: torch.dtype) -> None:
+    parent, shape, _, bank = prepared("llama", dtype=dtype)
+    for index, layer in enumerate(blocks_of(parent)):
+        out = bank.attention(index, shape.kv_groups, shape.queries_per_group)
+        assert torch.equal(out, layer.self_attn.o_proj.weight)
+        assert torch.equal(bank.mlp(index, shape.ffn), layer.mlp.down_proj.weight)
+    assert {matrix.dtype for matrix in bank.matrices.values()} == {dtype}
+    assert torch.equal(cut(parent, shape, shape.parent, bank)(tokens()).logits, parent(tokens()).logits)
+
+
+@every_parent
+def test_one_pass_repair_never_raises_the_error_that_it_minimises(name: str) -> None:
+    parent, shape, statistics, bank = prepared(name)
+    for index, layer in enumerate(blocks_of(parent)):
+        out, gram = layer.self_attn.o_proj.weight, statistics.attention_gram[index]
+        for groups in range(1, shape.kv_groups + 1):
+            for queries in range(1, shape.queries_per_group + 1):
+                kept = kept_query_rows(shape, Block(index, groups, queries, 0), out.device)
+                repaired = bank.attention(index, groups, queries)
+                assert error_of(out, gram, repaired, kept) <= error_of(out, gram, out[:, kept], kept) + 1e-9
+                measured = error_of(out, damped(gram), repaired, kept) / error_of(
+                    out, damped(gram), out[:, :0]
+                )
+                assert bank.errors[attention_key(index, groups, queries)] == pytest.approx(measured, abs=1e-5)
+        down, gram = layer.mlp.down_proj.weight, statistics.ffn_gram[index]
+        for width in range(1, shape.ffn + 1):
+            repaired = bank.mlp(index, width)
+            assert error_of(down, gram, repaired) <= error_of(down, gram, down[:, :width]) + 1e-9
+            relative = error_of(down, damped(gram), repaired) / error_of(down, damped(gram), down[:, :0])
+            assert bank.errors[mlp_key(index, width)] == pytest.approx(relative, abs=1e-5)
+
+
+def test_a_bank_entry_depends_on_its_own_choice_alone() -> None:
+    parent, shape, statistics, bank = prepared("llama-biased")
+    alone = repair_block(parent, shape, statistics, 1, {1: (2,)}, (7,))
+    assert set(alone.matrices) == {
+        attention_key(1, 2, 1),
+        queries_key(1, 1),
+        f"{queries_key(1, 1)}.bias",
+        mlp_key(1, 7),
+    }
+    for key, matrix in alone.matrices.items():
+        assert torch.equal(matrix, bank.matrices[key]), key
+    assert alone.errors == {key: bank.errors[key] for key in alone.errors}
+
+
+@every_parent
+@pytest.mark.parametrize("kind", CUTS)
+def test_a_cut_with_a_bank_copies_nothing(name: str, kind: str) -> None:
+    parent, shape, bank = shared_bank(name)
+    subnet = cut(parent, shape, architecture_of_cut(kind, shape), bank)
+    there = {weight.untyped_storage().data_ptr() for weight in parent.parameters()}
+    there |= {matrix.untyped_storage().data_ptr() for matrix in bank.matrices.values()}
+    for key, weight in subnet.named_parameters():
+        assert weight.untyped_storage().data_ptr() in there, key
+    for block, layer in zip(architecture_of_cut(kind, shape).blocks, blocks_of(subnet), strict=True):
+        if block.kv_groups:
+            entry = bank.attention(block.source, block.kv_groups, block.queries_per_group)
+            assert layer.self_attn.o_proj.weight.data_ptr() == entry.data_ptr()
+        if block.ffn:
+            assert layer.mlp.down_proj.weight.data_ptr() == bank.mlp(block.source, block.ffn).data_ptr()
+
+
+_BANKS: dict[str, Bank] = {}
+
+
+def shared_bank(name: str) -> tuple[PreTrainedModel, Shape, Bank]:
+    """A permuted parent and its bank, made once."""
+    parent, shape = permuted_parent(name)
+    if name not in _BANKS:
+        _BANKS[name] = whole_bank(parent, shape, calibrate(parent, tokens(batch=24)))
+    return parent, shape, _BANKS[name]
+
+
+@every_parent
+def test_the_parts_of_a_block_replay_its_forward(name: str) -> None:
+    parent, _ = permuted_parent(name)
+    family = family_of(parent.config)
+    windows = tokens(batch=5)
+    stream = Stream(parent, windows, batch_size=2)
+    assert torch.equal(torch.cat(stream.states), entry_of(parent, windows))
+    for index, layer in enumerate(blocks_of(parent)):
+        arguments = stream.arguments[index]
+        middle = [attention_part(layer, family, h, arguments) for h in stream.states]
+        replayed = torch.cat([mlp_part(layer, family, h) for h in middle])
+        stream.advance(index + 1)
+        assert torch.equal(replayed, torch.cat(stream.states))
+    torch.testing.assert_close(torch.cat(stream.states), behind(parent, windows))
+
+
+def entry_of(model: PreTrainedModel, windows: Tensor) -> Tensor:
+    """The stream in front of the first block."""
+    return input_of(blocks_of(model)[0], lambda ids: model.model(ids, use_cache=False), windows)
+
+
+def behind(model: PreTrainedModel, windows: Tensor) -> Tensor:
+    """The stream behind the last block, which is what the final norm is given."""
+    return input_of(model.model.norm, lambda ids: model.model(ids, use_cache=False), windows)
+
+
+def test_the_input_of_a_module_is_found_without_running_it() -> None:
+    parent, _ = permuted_parent("llama")
+    mlp = blocks_of(parent)[0].mlp
+    hook = mlp.down_proj.register_forward_hook(lambda *_: pytest.fail("it ran"))
+    x = torch.randn(2, 3, 32)
+    assert torch.equal(input_of(mlp.down_proj, mlp, x), mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x))
+    hook.remove()
+    assert not mlp.down_proj._forward_pre_hooks
+
+
+@every_parent
+def test_repairing_what_keeps_everything_changes_nothing_but_rounding(name: str) -> None:
+    parent, shape, bank = shared_bank(name)
+    repaired = repair_front_to_back(parent, shape, shape.parent, bank, tokens(batch=24))
+    logits = parent(tokens(seed=3)).logits
+    torch.testing.assert_close(
+        repaired(tokens(seed=3)).logits, logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max())
+    )
+
+
+@every_parent
+def test_repair_changes_neither_the_parent_nor_the_bank(name: str) -> None:
+    parent, shape, bank = shared_bank(name)
+    before = {key: value.clone() for key, value in [*parent.state_dict().items(), *bank.matrices.items()]}
+    done: list[int] = []
+    for kind in ("narrow", "all at once", "other kind first"):
+        architecture = architecture_of_cut(kind, shape)
+        subnet = repair_front_to_back(
+            parent, shape, architecture, bank, tokens(batch=24), progress=done.append
+        )
+        assert torch.isfinite(subnet(tokens()).logits).all()
+        storages = {weight.untyped_storage().data_ptr() for weight in subnet.parameters()}
+        assert not storages & {value.untyped_storage().data_ptr() for value in parent.state_dict().values()}
+        assert not storages & {value.untyped_storage().data_ptr() for value in bank.matrices.values()}
+    assert len(done) == 3 + 2 + 2
+    for key, value in [*parent.state_dict().items(), *bank.matrices.items()]:
+        assert torch.equal(value, before[key]), key
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in parent.modules())
+
+
+def random_architecture(shape: Shape, seed: int) -> Architecture:
+    """With dropped blocks and skipped parts among the narrower ones."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def below(limit: int) -> int:
+        return int(torch.randint(limit, (1,), generator=draw))
+
+    while True:
+        blocks = []
+        for source in range(shape.blocks):
+            groups = 0 if below(4) == 0 else 1 + below(shape.kv_groups)
+            queries = 1 + below(shape.queries_per_group) if groups else 0
+            ffn = 0 if below(4) == 0 else 1 + below(shape.ffn)
+            if below(5) and (groups or ffn):
+                blocks.append(Block(source, groups, queries, ffn))
+        if any(block.kv_groups for block in blocks):
+            return Architecture(shape.hidden, tuple(blocks))
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-biased", "qwen3", "granite", "smollm3"])
+def test_front_to_back_repair_ends_nearer_to_the_dense_stream_than_one_pass(name: str) -> None:
+    parent, shape, _, bank = prepared(name)
+    windows = tokens(batch=24)
+    dense = behind(parent, windows)
+    cuts = [architecture_of_cut(kind, shape) for kind in CUTS]
+    for architecture in [*cuts, *(random_architecture(shape, seed) for seed in range(12))]:
+        once = behind(cut(parent, shape, architecture, bank), windows)
+        twice = behind(repair_front_to_back(parent, shape, architecture, bank, windows), windows)
+        assert (twice - dense).square().mean() <= (once - dense).square().mean(), architecture
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-biased", "granite"])
+def test_the_last_output_matrix_is_the_best_there_is(name: str) -> None:
+    parent, shape, _, bank = prepared(name)
+    windows = tokens(batch=24)
+    architecture = architecture_of_cut("narrow", shape)
+    repaired = repair_front_to_back(parent, shape, architecture, bank, windows)
+    dense, last = behind(parent, windows), blocks_of(repaired)[-1].mlp.down_proj
+    best = (behind(repaired, windows) - dense).square().mean()
+    found = last.weight.clone()
+    for other in (bank.mlp(2, 7), found * 0.9, found + 0.05 * torch.randn_like(found)):
+        last.weight.data = other
+        assert (behind(repaired, windows) - dense).square().mean() > best
