@@ -150,11 +150,11 @@ def forward_clock() -> Iterator[ForwardClock]:
             clock.seconds += now() - start
             clock.depth = 0
 
-    nn.Module.__call__ = timed  # type: ignore[method-assign, assignment]
+    nn.Module.__call__ = timed
     try:
         yield clock
     finally:
-        nn.Module.__call__ = call  # type: ignore[method-assign]
+        nn.Module.__call__ = call
 
 
 def ratio(over: Sequence[float], under: Sequence[float]) -> float:
@@ -167,5 +167,8 @@ def show(title: str, rows: Sequence[Sequence[str]]) -> None:
     sizes = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     print(f"\n{title}")
     for row in rows:
-        cells = [row[0].ljust(sizes[0]), *(cell.rjust(size) for cell, size in zip(row[1:], sizes[1:], strict=True))]
+        cells = [
+            row[0].ljust(sizes[0]),
+            *(cell.rjust(size) for cell, size in zip(row[1:], sizes[1:], strict=True)),
+        ]
         print("  " + "  ".join(cells).rstrip(), flush=True)

@@ -2,8 +2,8 @@
 
 - building pairs as the main job does (sampler, cut, evaluation, store): the share outside forward passes
   (wanted at most 15 %), once with the loss counted to them and once not, and pairs/s
-- the predictor: candidates/s through the fitted one in batched calls (wanted at least 20,000), and proposals/s
-  of a whole search, with what else it does: proposing, fitting to the budget, Optuna
+- the predictor: candidates/s through the fitted one in batched calls (wanted at least 20,000), and
+  proposals/s of a whole search, with what else it does: mutating, fitting to the budget, Optuna
 - prefill of a subnet with half of the parent's block parameters, saved as a checkpoint and loaded again,
   against its parent's (wanted at least 1.5 times as fast); `--checkpoint` measures that of a finished run
 

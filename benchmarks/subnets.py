@@ -1,4 +1,4 @@
-"""What a subnet costs to make and to evaluate: as views of the parent, extracted, masked, or pruned in a copy.
+"""What a subnet costs to make and to evaluate: as views of the parent, extracted, masked, or a pruned copy.
 
 One subnet with half of the parent's FLOPs is evaluated in every form, in turn, on one batch of text after
 another. The same weights must give the same score in each, or the comparison is refused.

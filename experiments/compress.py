@@ -27,6 +27,7 @@ from data.windows import draw, encode, spread, windows
 from experiments.command_line import option, run
 from experiments.results import (
     REPORT,
+    STORE,
     card,
     claim,
     finished,
@@ -205,7 +206,7 @@ def main(settings: Settings) -> None:
 
     with stages("pairs and search"):
         setting = Setting({**protocol, "ranking": settings.ranking, "pair_windows": len(on_pairs)})
-        store = str(settings.out / "pairs.journal")
+        store = str(settings.out / STORE)
         pairs = Pairs(store, setting)
         measure = SubnetMeter(prepared.parent, shape, prepared.bank, on_pairs, settings.batch_size)
         encoding = Encoding(cost, prepared.attention_error, prepared.mlp_error)
@@ -265,6 +266,8 @@ def main(settings: Settings) -> None:
         if settings.random_search:
             cuts["random_search"] = random_cuts(space, budget, len(explored.pairs), rng)
         for name, candidates in cuts.items():
+            if not len(candidates):  # no uniform cut is this small
+                continue
             built = build_pairs(pairs, measure, shape, budget, space.widths(candidates), name)
             random_pairs = built if name == "random_search" else random_pairs
             top = sorted(built, key=lambda pair: -pair.score)[: settings.finalists]
@@ -313,7 +316,7 @@ def main(settings: Settings) -> None:
                 "test": parent_test.record(),
                 "latency": latencies[0].record(),
             },
-            "baselines": {"random_search": None, **records},
+            "baselines": {"uniform": None, "random_search": None, **records},
             "predictor": predictor,
             "search": {"rounds": [asdict(item) for item in explored.rounds]},
             "pruning": space_record(space, explored.space, explored.dropped),

@@ -30,7 +30,7 @@ from predictors.metrics import kendall_tau, precision_at_k, regret
 from predictors.protocol import Predictor
 from predictors.validation import out_of_fold, verdict
 
-REPORT, SETTINGS = "report.json", "settings.json"
+REPORT, SETTINGS, STORE = "report.json", "settings.json", "pairs.journal"
 WHEREABOUTS = ("out", "cache", "device", "batch_size")
 """Settings that say where and how a run is carried out, not what it finds."""
 
@@ -38,13 +38,14 @@ WHEREABOUTS = ("out", "cache", "device", "batch_size")
 def claim(out: Path, settings: Any) -> None:
     """Make `out` the folder of these settings.
 
-    Raises `InputError` if it cannot be written or belongs to other settings; nothing in it is changed then.
+    Raises `InputError` if it cannot be written or holds what was measured under other settings; nothing in it
+    is changed then.
     """
     fields = {name: value for name, value in asdict(settings).items() if name not in WHEREABOUTS}
     mine = json.loads(json.dumps(fields, default=str))
     path = out / SETTINGS
     try:
-        if path.is_file():
+        if path.is_file() and (out / STORE).exists():  # without pairs there is nothing to lose or to mix
             theirs = json.loads(path.read_text())
             other = {name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)}
             if other:
@@ -55,7 +56,7 @@ def claim(out: Path, settings: Any) -> None:
                 )
         out.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(mine, indent=1))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"the output folder {out} cannot be used ({error}); give another --out") from error

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from nas.architecture import Architecture
 from nas.cost import Budget
 from nas.evaluate import Scores, evaluate
 from nas.pairs import Pair, Pairs
@@ -54,7 +55,7 @@ def build_pairs(
     *,
     quiet: bool = False,
 ) -> list[Pair]:
-    """The pairs of these architectures (n, blocks, 3), of which only the unknown ones are evaluated.
+    """The pairs of these architectures (n, blocks, 3), each once, of which only the unknown are evaluated.
 
     Shows pairs per second and the remaining time. Nothing over budget is evaluated: such a row is an error of
     the caller and raises `ValueError`.
@@ -62,14 +63,14 @@ def build_pairs(
     if not budget.allows(rows).all():
         raise ValueError(f"{int((~budget.allows(rows)).sum())} of {len(rows)} proposals are over budget")
     known = {pair.architecture: pair for pair in pairs.all}
-    built = []
+    built: dict[Architecture, Pair] = {}
     for widths in tqdm(rows, desc=f"pairs, {origin}", unit="pair", disable=quiet, leave=False):
         architecture = architecture_of(widths, shape)
         if architecture not in known:
             scores = measure(widths)
             known[architecture] = pairs.add(architecture, scores.score, origin, accuracy=scores.accuracy)
-        built.append(known[architecture])
-    return built
+        built[architecture] = known[architecture]
+    return list(built.values())
 
 
 def table(pairs: list[Pair], shape: Shape) -> tuple[Widths, np.ndarray[tuple[int], np.dtype[np.float64]]]:

@@ -55,12 +55,22 @@ def open_storage(location: str) -> BaseStorage:
     try:
         if "://" in location:
             return RDBStorage(location)
-        Path(location).parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(location))
+        path = Path(location).absolute()  # its lock is a link to it, which must lead there
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _check_whole(path)
+        return JournalStorage(JournalFileBackend(str(path)))
     except Exception as error:
         raise InputError(
             f"the pair store {location} cannot be read ({_first_line(error)}); move it away to start afresh"
         ) from error
+
+
+def _check_whole(journal: Path) -> None:
+    """Raise `ValueError` unless every line is whole: Optuna would write behind a torn one and spoil both."""
+    lines = journal.read_bytes().splitlines(keepends=True) if journal.exists() else []
+    for number, line in enumerate(lines, 1):
+        if not line.endswith(b"\n") or not isinstance(json.loads(line), dict):
+            raise ValueError(f"line {number} is torn")
 
 
 @contextmanager
@@ -82,22 +92,25 @@ class Pairs:
     def __init__(self, location: str, setting: Setting) -> None:
         """Open or create the study of this setting; every stored pair is read back and checked."""
         self._location = location
+        storage, name = open_storage(location), f"pairs-{setting.digest}"
         try:
             with quiet_optuna():
-                self._study = optuna.create_study(
-                    storage=open_storage(location),
-                    study_name=f"pairs-{setting.digest}",
-                    direction="maximize",
-                    load_if_exists=True,
-                    sampler=optuna.samplers.RandomSampler(seed=0),
-                )
+                sampler = optuna.samplers.RandomSampler(seed=0)
+                if name in optuna.get_all_study_names(storage):  # opening alone writes nothing
+                    self._study = optuna.load_study(study_name=name, storage=storage, sampler=sampler)
+                else:
+                    self._study = optuna.create_study(
+                        study_name=name,
+                        storage=storage,
+                        sampler=sampler,
+                        direction="maximize",
+                        load_if_exists=True,
+                    )
             if not self._study.user_attrs:
                 self._study.set_user_attr("setting", dict(setting.fields))
             self._pairs = [
                 _read(t) for t in self._study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE
             ]
-        except InputError:
-            raise
         except Exception as error:
             raise InputError(
                 f"the pair store {location} is damaged ({_first_line(error)}); move it away to start afresh"

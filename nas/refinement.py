@@ -48,6 +48,8 @@ def refine(
 
     def measure(row: NDArray[np.int64]) -> None:
         widths = space.widths(row[None])[0]
+        if widths.tobytes() in known:
+            return
         architecture = architecture_of(widths, space.shape)
         pair = before.get(architecture) or pairs.add(architecture, score(widths), "refinement")
         known[widths.tobytes()] = row, pair

@@ -122,15 +122,15 @@ def _repair_module(
     target: Sequence[Tensor],
     dense_output: Callable[[Tensor], Any],
     damping: Damping,
-    refit: Callable[[Callable[[], list[Tensor]], list[Tensor]], object] | None = None,
+    refit: Callable[[list[Tensor], list[Tensor]], object] | None = None,
 ) -> list[Tensor]:
     """Repair one module of `layer` in place and return the subnet's stream behind it, batch by batch."""
     pre, post = norms
     norm = getattr(layer, pre)
     source, dense_before = dense
     gram, cross = GramSum(), GramSum()
-    for mine, theirs in zip(own, dense_before, strict=True):
-        x = norm(mine)
+    normed = [norm(mine) for mine in own]
+    for x, theirs in zip(normed, dense_before, strict=True):
         gram.add(x)
         cross.add(getattr(source, pre)(theirs), x)
     eye = torch.eye(gram.mean.shape[0], dtype=torch.float64, device=gram.mean.device)
@@ -141,8 +141,8 @@ def _repair_module(
     if output.bias is not None:
         wanted = [goal - output.bias.float() for goal in wanted]
     gram, cross = GramSum(), GramSum()
-    for mine, goal in zip(own, wanted, strict=True):
-        h = input_of(output, run, norm(mine))
+    for x, goal in zip(normed, wanted, strict=True):
+        h = input_of(output, run, x)
         gram.add(h)
         cross.add(goal, h)
     fitted = ridge(gram.mean, cross.mean, output.weight.double(), damping.outputs)
@@ -150,11 +150,10 @@ def _repair_module(
     if refit is not None:
         weight = output.weight.float()
         left = [
-            goal - input_of(output, run, norm(mine)).float() @ weight.T
-            for mine, goal in zip(own, wanted, strict=True)
+            goal - input_of(output, run, x).float() @ weight.T for x, goal in zip(normed, wanted, strict=True)
         ]
-        refit(lambda: [norm(mine) for mine in own], left)
-    return [join(layer, post, h, output(input_of(output, run, norm(h)))) for h in own]
+        refit(normed, left)
+    return [join(layer, post, h, output(input_of(output, run, x))) for h, x in zip(own, normed, strict=True)]
 
 
 def _wanted(

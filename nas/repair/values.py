@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ CAPTURE = "secateur_capture"
 def refit_values(
     attention: nn.Module,
     arguments: Mapping[str, Any],
-    inputs: Callable[[], Sequence[Tensor]],
+    inputs: Sequence[Tensor],
     residual: list[Tensor],
     damping: float,
 ) -> list[Tensor]:
@@ -34,9 +34,10 @@ def refit_values(
     other groups leave of the target: reduced-rank regression (Izenman 1975) for one query, alternating least
     squares from the present weights for several. Damping pulls the products O_q V towards the present ones.
 
-    `inputs()` gives the normed inputs in batches (batch, seq_len, hidden), `residual` the target minus the
-    attention's present output, batch by batch.
+    `inputs` are the normed inputs in batches (batch, seq_len, hidden), `residual` the target minus the
+    attention's present output, batch by batch. Takes the memory of Q further streams.
     """
+    calls = [attention_call(attention, arguments, x) for x in inputs]
     dim, queries = int(attention.head_dim), int(attention.num_key_value_groups)
     groups = attention.k_proj.out_features // dim
     has_bias = attention.v_proj.bias is not None
@@ -47,27 +48,22 @@ def refit_values(
         if has_bias:
             value = torch.cat([value, attention.v_proj.bias[rows, None].double()], dim=1)
         out = attention.o_proj.weight[:, columns].double().view(-1, queries, dim).transpose(0, 1)  # (Q, d, D)
+        present = out @ value  # (Q, d, d)
         gram, cross = GramSum(), GramSum()
-        for x, rest in zip(inputs(), residual, strict=True):
-            z = attended(attention, arguments, x, group)  # (batch, seq_len, Q, d)
+        attends = [attended(attention, call, x, group) for call, x in zip(calls, inputs, strict=True)]
+        for z, rest in zip(attends, residual, strict=True):  # z is (batch, seq_len, Q, d)
             gram.add(z.flatten(-2))
-            cross.add(rest + _output(z, value, out), z.flatten(-2))
+            cross.add(rest + _through(z, present), z.flatten(-2))
         width = value.shape[1]
         grams = gram.mean.view(queries, width, queries, width).transpose(1, 2)  # (Q, Q, d, d)
         crosses = cross.mean.view(-1, queries, width).transpose(0, 1)  # (Q, d, d)
         pull = strength(gram.mean, damping)
-        present = out @ value
         grams = grams + pull * torch.eye(queries, dtype=grams.dtype, device=grams.device)[
             :, :, None, None
         ] * torch.eye(width, dtype=grams.dtype, device=grams.device)
         new_out, new_value = factorise(grams, crosses + pull * present, out, value)
-        residual = [
-            rest + _output(z, value, out) - _output(z, new_value, new_out)
-            for rest, z in (
-                (rest, attended(attention, arguments, x, group))
-                for x, rest in zip(inputs(), residual, strict=True)
-            )
-        ]
+        change = present - new_out @ new_value
+        residual = [rest + _through(z, change) for rest, z in zip(residual, attends, strict=True)]
         dtype = attention.v_proj.weight.dtype
         attention.v_proj.weight.data[rows] = (new_value[:, :-1] if has_bias else new_value).to(dtype)
         if has_bias:
@@ -76,46 +72,50 @@ def refit_values(
     return residual
 
 
-def attended(attention: nn.Module, arguments: Mapping[str, Any], x: Tensor, group: int) -> Tensor:
-    """What each query head of a KV group attends to: its pattern times the input itself.
+Call = tuple[Tensor, Tensor, Tensor | None, dict[str, Any]]
+"""What a model hands to its attention function: queries, keys, mask, and keywords."""
 
-    (batch, seq_len, Q, hidden), with a column of ones behind where values have a bias. Patterns are those of
-    the model's own attention function, so that rotation, q/k norms, windows and masks are all in them.
-    """
+
+def attention_call(attention: nn.Module, arguments: Mapping[str, Any], x: Tensor) -> Call:
+    """Queries and keys as they meet, rotated and normed, for normed inputs x (batch, seq_len, hidden)."""
     config = attention.config
     implementation = config._attn_implementation
     config._attn_implementation = CAPTURE
     try:
         attention(hidden_states=x, **arguments)
     except _Captured as captured:
-        query, key, mask, keywords = captured.call
+        return captured.call
     finally:
         config._attn_implementation = implementation
+    raise RuntimeError(f"{type(attention).__name__} does not go through transformers' attention interface")
+
+
+def attended(attention: nn.Module, call: Call, x: Tensor, group: int) -> Tensor:
+    """What each query head of a KV group attends to: its pattern times the input itself.
+
+    (batch, seq_len, Q, hidden), with a column of ones behind where values have a bias. Patterns are those of
+    the model's own attention function, so that windows, masks and caps are all in them.
+    """
+    query, key, mask, keywords = call
+    eager = getattr(sys.modules[type(attention).__module__], "eager_attention_forward", None)
+    function = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager)
     queries = int(attention.num_key_value_groups)
     values = x if attention.v_proj.bias is None else torch.cat([x, torch.ones_like(x[..., :1])], dim=-1)
-    eager = getattr(sys.modules[type(attention).__module__], "eager_attention_forward", None)
-    function = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
-    z, _ = function(
-        attention,
-        query[:, group * queries : (group + 1) * queries],
-        key[:, group : group + 1],
-        values[:, None],
-        mask,
-        **keywords,
-    )
+    heads = slice(group * queries, (group + 1) * queries)
+    z, _ = function(attention, query[:, heads], key[:, group : group + 1], values[:, None], mask, **keywords)
     result: Tensor = z
     return result
 
 
-def _output(z: Tensor, value: Tensor, out: Tensor) -> Tensor:
-    """sum_q O_q V z_q, (batch, seq_len, hidden)."""
-    return torch.einsum("btqn,qmn->btm", z.float(), (out @ value).float())
+def _through(z: Tensor, maps: Tensor) -> Tensor:
+    """sum_q M_q z_q, (batch, seq_len, hidden), for maps M (Q, hidden, d)."""
+    return z.flatten(-2).float() @ maps.transpose(0, 1).flatten(1).float().T
 
 
 class _Captured(Reached):
     """Carries the arguments of the attention function."""
 
-    def __init__(self, *call: Any) -> None:
+    def __init__(self, call: Call) -> None:
         self.call = call
 
 
@@ -127,7 +127,7 @@ def _capture(
     attention_mask: Tensor | None,
     **keywords: Any,
 ) -> tuple[Tensor, None]:
-    raise _Captured(query, key, attention_mask, keywords)
+    raise _Captured((query, key, attention_mask, keywords))
 
 
 AttentionInterface.register(CAPTURE, _capture)

@@ -7,7 +7,7 @@ from nas.architecture import Architecture, Block
 from nas.families import blocks_of, family_of
 from nas.linear import factorise
 from nas.repair.stream import Stream, input_of
-from nas.repair.values import attended, refit_values
+from nas.repair.values import attended, attention_call, refit_values
 from nas.subnet import cut
 from tests.nas.tiny_models import PARENTS, permuted_parent, tokens
 
@@ -61,9 +61,10 @@ def test_the_attended_inputs_replay_the_attention(name: str) -> None:
     x = getattr(layer, family_of(parent.config).attention_pre)(stream.states[0])
     attention = layer.self_attn
     dim, queries = shape.head_dim, shape.queries_per_group
+    call = attention_call(attention, arguments, x)
     total = 0.0 if attention.o_proj.bias is None else attention.o_proj.bias
     for group in range(shape.kv_groups):
-        z = attended(attention, arguments, x, group)
+        z = attended(attention, call, x, group)
         value = attention.v_proj.weight[group * dim : (group + 1) * dim]
         if attention.v_proj.bias is not None:
             value = torch.cat([value, attention.v_proj.bias[group * dim : (group + 1) * dim, None]], dim=1)
@@ -88,7 +89,7 @@ def test_refitting_values_lowers_the_error_it_minimises_and_says_what_is_left(na
         return [goal - out for goal, out in zip(wanted, outputs, strict=True)]
 
     before = missing()
-    left = refit_values(layer.self_attn, arguments, lambda: inputs, before, damping=1e-3)
+    left = refit_values(layer.self_attn, arguments, inputs, before, damping=1e-3)
     after = missing()
     assert sum(float(r.square().sum()) for r in after) < sum(float(r.square().sum()) for r in before)
     torch.testing.assert_close(torch.cat(left), torch.cat(after), rtol=1e-3, atol=1e-3)

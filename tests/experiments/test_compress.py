@@ -1,0 +1,163 @@
+"""The main job on a toy: what it promises at its end, and after an interruption."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer, dynamic_module_utils
+
+from data.corpus import load_corpus
+from data.windows import encode, spread, windows
+from experiments import compress
+from nas.architecture import Architecture
+from nas.evaluate import evaluate
+from nas.pairs import Pairs
+from nas.report.record import check_report
+from tests.experiments.toy_job import KEEP, PAIRS, SEQ_LEN, WORDS, everything_in, job, make_toy
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_toy(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(autouse=True)
+def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Code that checkpoints carry is run from a cache in the home folder: here from another.
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+
+def read(out: Path) -> dict[str, Any]:
+    return json.loads((out / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(toy: Path) -> Path:
+    """The folder of a run that nothing disturbed."""
+    assert job(toy, toy / "run") == 0
+    return toy / "run"
+
+
+def results(report: Any) -> Any:
+    """A report without what differs from run to run: times and places."""
+    if isinstance(report, dict):
+        fleeting = {"created", "command", "stages", "forward_seconds", "latency", "seconds", "out"}
+        return {key: results(value) for key, value in report.items() if key not in fleeting}
+    return [results(item) for item in report] if isinstance(report, list) else report
+
+
+def test_the_report_holds_all_that_is_promised(finished: Path, toy: Path) -> None:
+    report = read(finished)
+    check_report(report)
+    assert report["parent"]["name"] == str(toy / "parent")
+    assert report["seed"] == 0
+    assert {pair["origin"] for pair in report["pairs"]} >= {"start", "round 1", "random_search"}
+    explored = [pair for pair in report["pairs"] if pair["origin"] != "random_search"]
+    assert len(explored) == len({pair["digest"] for pair in explored}) == PAIRS
+    assert set(report["stages"]) >= {"load", "parent", "pairs and search", "refine", "finalists", "evaluate"}
+    assert [item["round"] for item in report["search"]["rounds"]] == [1, 2]
+    parent = report["parent_scores"]
+    assert parent["validation"]["perplexity"] < WORDS / 3
+    assert "<html" in (finished / "report.html").read_text()
+
+
+def test_nothing_in_the_report_is_over_budget(finished: Path) -> None:
+    report = read(finished)
+    limit = report["budget"]["limits"]["block_parameters"]
+    assert limit <= KEEP * report["parent"]["block_parameters"]
+    for name in ("uniform", "random_search", "drop_layers"):
+        assert report["baselines"][name]["block_parameters_kept"] <= KEEP
+    assert report["subnet"]["block_parameters_kept"] <= KEEP
+    assert report["subnet"]["costs"]["block_parameters"] <= limit
+    assert all(pair["kept"] <= KEEP for pair in report["pairs"])
+
+
+def test_the_checkpoint_scores_what_is_reported(finished: Path, toy: Path) -> None:
+    report = read(finished)
+    model = AutoModelForCausalLM.from_pretrained(finished / "checkpoint", trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(finished / "checkpoint")
+    corpus = load_corpus(str(toy / "corpus"))
+    for split, name in (("test", "test"), ("validation", "validation")):
+        texts = spread(windows(encode(tokenizer, corpus.split(split)), SEQ_LEN), 6)
+        scores = evaluate(model.eval(), texts)
+        assert scores.perplexity == report["subnet"]["scores"][name]["perplexity"]
+        assert scores.accuracy == report["subnet"]["scores"][name]["accuracy"]
+    inside = sum(weight.numel() for weight in model.model.layers.parameters())
+    assert inside == report["subnet"]["costs"]["block_parameters"]
+    architecture = Architecture.from_json(json.dumps(report["subnet"]["architecture"]))
+    assert architecture.digest == report["subnet"]["digest"]
+    assert len(model.model.layers) == len(architecture.blocks)
+    assert (finished / "checkpoint" / "README.md").is_file()
+
+
+def test_the_same_command_again_shows_the_result_and_does_no_work(
+    finished: Path, toy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = everything_in(finished)
+    monkeypatch.setattr(compress, "load_parent", lambda *_: pytest.fail("the parent was loaded"))
+    monkeypatch.setattr(compress, "evaluate", lambda *_, **__: pytest.fail("something was evaluated"))
+    capsys.readouterr()
+    assert job(toy, finished) == 0
+    shown = capsys.readouterr().out
+    assert "uniform" in shown
+    assert "finished before" in shown
+    assert everything_in(finished) == before
+
+
+# Pairs are stored in this order: the first ones, two rounds, refinement, uniform cuts and so on.
+@pytest.mark.parametrize("after", [0, 5, 13, PAIRS + 2, PAIRS + 8, "save"])
+def test_an_interrupted_run_ends_with_the_same_report(
+    finished: Path, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int | str
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt(patch, after)
+        assert job(toy, tmp_path / "run") == 130
+    before = (tmp_path / "run" / "pairs.journal").read_bytes()
+    assert not (tmp_path / "run" / "report.json").exists()
+    assert job(toy, tmp_path / "run") == 0
+    assert (tmp_path / "run" / "pairs.journal").read_bytes().startswith(before)
+    assert results(read(tmp_path / "run")) == results(read(finished))
+    ours, theirs = ((out / "pairs.journal").read_text() for out in (tmp_path / "run", finished))
+    assert ours.count('"architecture"') == theirs.count('"architecture"')  # none measured twice
+
+
+def interrupt(patch: pytest.MonkeyPatch, after: int | str) -> None:
+    """Ctrl-C while the pair after so many is measured, or while the checkpoint is saved."""
+    if after == "save":
+
+        def save(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(compress, "save_checkpoint", save)
+        return
+    add, stored = Pairs.add, []
+
+    def counted(*given: Any, **more: Any) -> Any:
+        if len(stored) == after:
+            raise KeyboardInterrupt
+        stored.append(add(*given, **more))
+        return stored[-1]
+
+    patch.setattr(Pairs, "add", counted)
+
+
+def test_other_limits_hold_too(toy: Path, tmp_path: Path) -> None:
+    limits = {"keep": "none", "max_kv_cache": 4000, "max_flops": 900_000, "max_parameters": 14_000}
+    assert job(toy, tmp_path / "run", **limits, predictor="xgboost") == 0
+    report = read(tmp_path / "run")
+    assert set(report["budget"]["limits"]) == {"kv_cache_bytes", "flops", "parameters"}
+    assert report["baselines"]["uniform"] is None  # it would need three KV groups
+    for model in (report["subnet"], report["baselines"]["random_search"], report["baselines"]["drop_layers"]):
+        for name, limit in report["budget"]["limits"].items():
+            assert model["costs"][name] <= limit
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.1])
+def test_a_budget_at_the_end_of_its_range_is_met(toy: Path, tmp_path: Path, keep: float) -> None:
+    assert job(toy, tmp_path / "run", keep=keep) == 0
+    report = read(tmp_path / "run")
+    check_report(report)
+    assert report["subnet"]["block_parameters_kept"] <= keep

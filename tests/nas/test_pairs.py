@@ -1,0 +1,203 @@
+"""Pairs: stored the moment they exist, never lost, never measured twice, and never of another setting."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.storages.journal import _file as journal_file
+
+from data.errors import InputError
+from nas.architecture import Architecture, Block
+from nas.building import SubnetMeter, build_pairs, table
+from nas.cost import Budget
+from nas.evaluate import Scores, evaluate
+from nas.pairs import Pair, Pairs, Setting
+from nas.shape import Shape, Widths, architecture_of, widths_of
+from nas.space import SearchSpace
+from nas.subnet import cut
+from tests.nas.small_spaces import damage, everything, part_of, score, small_space
+from tests.nas.tiny_models import CUTS, architecture_of_cut, permuted_parent, tokens
+
+SETTING = Setting({"parent": "toy", "seed": 0})
+
+
+def narrow(ffn: int) -> Architecture:
+    return Architecture(16, (Block(0, 1, 1, ffn),))
+
+
+class Meter:
+    """Measures exactly and remembers what."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+        self.measured: list[Architecture] = []
+
+    def __call__(self, widths: Widths) -> Scores:
+        self.measured.append(architecture_of(widths, self.shape))
+        return Scores(2.0 + float(damage(widths)), 0.5, 100)
+
+
+def small_problem() -> tuple[SearchSpace, Budget]:
+    space = small_space(3)
+    return space, part_of(space, 0.5)
+
+
+@pytest.fixture(params=["journal", "sqlite"])
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "pairs.journal") if request.param == "journal" else f"sqlite:///{tmp_path}/pairs.db"
+
+
+def test_what_is_stored_is_read_back(location: str) -> None:
+    pairs = Pairs(location, SETTING)
+    scores = [-0.1, -(0.1 + 0.2), -1e-300, -745.2, 0.0, 1 / 3]
+    stored = [pairs.add(narrow(i + 1), value, f"round {i}", accuracy=0.5) for i, value in enumerate(scores)]
+    assert stored == [Pair(narrow(i + 1), value, f"round {i}") for i, value in enumerate(scores)]
+    for again in (pairs, Pairs(location, SETTING)):
+        assert again.all == stored
+        assert len(again) == 6
+        assert narrow(3) in again
+        assert narrow(7) not in again
+
+
+def test_settings_never_mix_in_one_storage(location: str) -> None:
+    mine, theirs = Pairs(location, SETTING), Pairs(location, Setting({**SETTING.fields, "seed": 1}))
+    mine.add(narrow(1), -1.0, "start")
+    theirs.add(narrow(1), -2.0, "start")
+    theirs.add(narrow(2), -3.0, "start")
+    assert [pair.score for pair in Pairs(location, SETTING).all] == [-1.0]
+    assert [pair.score for pair in Pairs(location, Setting({"seed": 1, "parent": "toy"})).all] == [-2.0, -3.0]
+    assert len(Pairs(location, Setting({"seed": 2}))) == 0
+
+
+@given(st.dictionaries(st.text(max_size=3), st.integers() | st.text(max_size=3), min_size=2, max_size=4))
+def test_settings_differ_where_their_fields_do_and_not_by_their_order(fields: dict[str, int | str]) -> None:
+    setting = Setting(fields)
+    assert Setting(dict(reversed(fields.items()))).digest == setting.digest
+    name = next(iter(fields))
+    assert Setting({**fields, name: [fields[name]]}).digest != setting.digest
+    assert Setting({key: value for key, value in fields.items() if key != name}).digest != setting.digest
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_score_that_is_no_number_is_refused(location: str, value: float) -> None:
+    pairs = Pairs(location, SETTING)
+    with pytest.raises(InputError, match="scored -?(nan|inf)"):
+        pairs.add(narrow(1), value, "start")
+    assert Pairs(location, SETTING).all == pairs.all == []
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "torn": lambda whole: whole[:-20],
+    "torn at the very end": lambda whole: whole[:-1],
+    "torn at the start": lambda whole: whole[:10],
+    "garbage inside": lambda whole: whole.replace(b"\n", b"\ngarbage\n", 4),
+    "garbage behind": lambda whole: whole + b"garbage\n",
+    "zeros behind": lambda whole: whole + bytes(64),
+    "not text": lambda whole: bytes(range(256)) * 4,
+    "no records": lambda whole: b"[1, 2]\n",
+    "other records": lambda whole: b'{"op_code": 99}\n',
+    "an infinite score": lambda whole: whole.replace(b'"value":-2.5', b'"value":-Infinity'),
+    "an impossible architecture": lambda whole: whole.replace(rb"\"kv_groups\":1", rb"\"kv_groups\":0"),
+    "no architecture": lambda whole: whole.replace(b'"architecture"', b'"something"'),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_store_is_refused_in_a_sentence_and_left_alone(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "pairs.journal"
+    pairs = Pairs(str(file), SETTING)
+    for i in range(5):
+        pairs.add(narrow(i + 1), -0.5 - i, "start")
+    damaged = DAMAGES[kind](file.read_bytes())
+    assert damaged != file.read_bytes()
+    file.write_bytes(damaged)
+    with pytest.raises(InputError, match=r"^the pair store .*; move it away to start afresh$") as caught:
+        Pairs(str(file), SETTING)
+    assert "\n" not in str(caught.value)
+    assert file.read_bytes() == damaged
+
+
+def test_a_store_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for location in (
+        tmp_path,
+        tmp_path / "file" / "pairs.journal",
+        "nosuch://somewhere",
+        "sqlite:////no/x.db",
+    ):
+        with pytest.raises(InputError, match="the pair store .* cannot be read"):
+            Pairs(str(location), SETTING)
+
+
+def test_reading_a_store_leaves_it_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.journal"
+    Pairs(str(file), SETTING).add(narrow(1), -1.0, "start")
+    before = file.read_bytes()
+    assert len(Pairs(str(file), SETTING)) == 1
+    assert file.read_bytes() == before
+
+
+def test_a_lock_that_a_killed_process_left_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    location, seconds = "runs/pairs.journal", iter(range(10_000))
+    Pairs(location, SETTING).add(narrow(1), -1.0, "start")
+    lock = Pairs(location, SETTING)._study._storage._backend._lock  # type: ignore[attr-defined]
+    lock.acquire()
+    clock = SimpleNamespace(monotonic=lambda: next(seconds), sleep=lambda seconds: None)
+    monkeypatch.setattr(journal_file, "time", clock)
+    pairs = Pairs(location, SETTING)
+    pairs.add(narrow(2), -2.0, "start")
+    assert len(Pairs(location, SETTING)) == 2
+
+
+def test_only_the_unknown_are_measured_and_each_once(tmp_path: Path) -> None:
+    space, budget = small_problem()
+    pairs, meter = Pairs(str(tmp_path / "p"), SETTING), Meter(space.shape)
+    rows = everything(space, budget)[100:110]
+    twice = np.concatenate([rows[:6], rows[:3], rows[5:]])
+    built = build_pairs(pairs, meter, space.shape, budget, twice, "start", quiet=True)
+    assert [pair.architecture for pair in built] == [architecture_of(row, space.shape) for row in rows]
+    assert meter.measured == [pair.architecture for pair in built]
+    again = build_pairs(pairs, meter, space.shape, budget, rows[::-1], "later", quiet=True)
+    assert again == built[::-1]
+    assert len(meter.measured) == len(pairs) == 10
+    widths, scores = table(built, space.shape)
+    assert (widths == rows).all()
+    assert (scores == score(rows) - 2.0).all()
+
+
+def test_what_is_over_budget_is_never_measured(tmp_path: Path) -> None:
+    space, budget = small_problem()
+    pairs, meter = Pairs(str(tmp_path / "p"), SETTING), Meter(space.shape)
+    rows = np.stack([everything(space, budget)[0], widths_of(space.shape.parent, space.shape)])
+    with pytest.raises(ValueError, match="1 of 2 proposals are over budget"):
+        build_pairs(pairs, meter, space.shape, budget, rows, "start", quiet=True)
+    assert meter.measured == pairs.all == []
+
+
+def test_a_subnet_that_scores_nan_ends_the_building_and_loses_nothing(tmp_path: Path) -> None:
+    space, budget = small_problem()
+    rows = everything(space, budget)[:5]
+
+    def measure(widths: Widths) -> Scores:
+        return Scores(float("nan") if (widths == rows[3]).all() else 1.0, 0.5, 100)
+
+    with pytest.raises(InputError, match="scored nan"):
+        build_pairs(
+            Pairs(str(tmp_path / "p"), SETTING), measure, space.shape, budget, rows, "start", quiet=True
+        )
+    assert len(Pairs(str(tmp_path / "p"), SETTING)) == 3
+
+
+def test_a_meter_scores_the_subnet_itself() -> None:
+    parent, shape = permuted_parent("llama")
+    meter = SubnetMeter(parent, shape, None, tokens(batch=3), 2)  # type: ignore[arg-type]
+    for kind in CUTS[:3]:
+        architecture = architecture_of_cut(kind, shape)
+        expected = evaluate(cut(parent, shape, architecture), tokens(batch=3), batch_size=2)
+        assert meter(widths_of(architecture, shape)) == expected
+    assert meter.forward_seconds > 0
