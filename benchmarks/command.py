@@ -6,8 +6,12 @@ command should take at most 1.5 times as long as they do. Losses and metrics are
 
 Memory is what a stage had in anonymous pages at the most, over what was held before the command (Linux).
 
+The default is a short run, whose stages split their time as those of a long one do; the second line is the
+job in full.
+
     python -m benchmarks.command
-    python -m benchmarks.command --parent ORGANISATION/MODEL --corpus Salesforce/wikitext:wikitext-2-raw-v1
+    python -m benchmarks.command --pairs 200 --calibration-windows 128 --refinements 24 --finalists 4 \\
+        --random-search --parent ORGANISATION/MODEL --corpus Salesforce/wikitext:wikitext-2-raw-v1
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from time import perf_counter
 
@@ -37,9 +41,12 @@ class Settings:
     parent: str = option("demo", "model to compress: a Hub id, a local folder or demo", group="input")
     corpus: str = option("demo", "text to calibrate and evaluate on, named as in compress", group="input")
     keep: float = option(0.5, "kept fraction of the blocks' parameters", group="input")
-    pairs: int = option(200, "pairs of the search", group="input")
+    calibration_windows: int = option(32, "training windows that repair sees", group="input")
+    pairs: int = option(48, "pairs of the search", group="input")
     rounds: int = option(3, "rounds of the search", group="input")
-    random_search: bool = option(True, "run random search too, as the job does", group="input")
+    refinements: int = option(4, "subnets measured under front-to-back repair", group="input")
+    finalists: int = option(1, "subnets compared in the end, and per baseline", group="input")
+    random_search: bool = option(False, "run random search too", group="input")
     threads: int = option(1, "threads of torch; one is steadiest where other work runs too", group="run")
     device: str = option("auto", "auto, cpu or cuda", group="run")
     seed: int = option(0, "of the run", group="run")
@@ -86,11 +93,9 @@ def main(settings: Settings) -> None:
     compress.Stages = WatchedStages  # type: ignore[misc]
     with tempfile.TemporaryDirectory() as folder, forward_clock() as clock:
         WatchedStages.clock = clock
-        job = compress.Settings(
-            parent=settings.parent, corpus=settings.corpus, keep=settings.keep, pairs=settings.pairs,
-            rounds=settings.rounds, random_search=settings.random_search, device=settings.device, seed=settings.seed,
-            out=Path(folder) / "out", cache=Path(folder) / "cache",
-        )  # fmt: skip
+        named = {field.name: getattr(settings, field.name) for field in fields(settings)}
+        del named["threads"]
+        job = compress.Settings(**named, out=Path(folder) / "out", cache=Path(folder) / "cache")
         with contextlib.redirect_stdout(io.StringIO()) as result:
             compress.main(job)
     spent = perf_counter() - start

@@ -37,6 +37,7 @@ from experiments.results import (
     predictor_record,
     seeded,
     space_record,
+    usable,
     versions,
 )
 from experiments.stages import Stages, say
@@ -136,6 +137,7 @@ def main(settings: Settings) -> None:
     """Run the job, or show its result if it is finished."""
     check(settings)
     claim(settings.out, settings)
+    usable(settings.cache)
     if finished(settings.out):
         return
     stages = Stages()
@@ -158,6 +160,12 @@ def main(settings: Settings) -> None:
             name: encode(tokenizer, corpus.split(name), settings.cache)
             for name in ("train", "validation", "test")
         }
+        largest = max(int(ids.max(initial=0)) for ids in tokens.values())
+        if largest >= shape.vocab:
+            raise InputError(
+                f"the tokenizer of {settings.parent} gives the id {largest}, and its model ends at "
+                f"{shape.vocab - 1}; give a parent with its own tokenizer"
+            )
         split = {name: windows(ids, settings.seq_len) for name, ids in tokens.items()}
         calibration = draw(split["train"], min(settings.calibration_windows, len(split["train"])), rng)
         on_pairs = spread(split["validation"], min(settings.pair_windows, len(split["validation"])))
@@ -166,12 +174,14 @@ def main(settings: Settings) -> None:
 
     with stages("parent"):
         reference = evaluate(parent, on_pairs, batch_size=settings.batch_size)
-        if not np.isfinite(reference.nll):
-            raise InputError(
-                f"the parent scores a negative log-likelihood of {reference.nll}: its weights are broken"
-            )
         parent_validation = evaluate(parent, on_final, batch_size=settings.batch_size)
         parent_test = evaluate(parent, on_test, batch_size=settings.batch_size)
+        for each in (reference, parent_validation, parent_test):
+            if not np.isfinite(each.nll):
+                raise InputError(
+                    f"the parent scores a negative log-likelihood of {each.nll}: it is broken, or {dtype} is "
+                    "too narrow for it; check the checkpoint, or give --dtype float32"
+                )
         say(
             f"parent: perplexity {parent_validation.perplexity:.3f} on validation, "
             f"{parent_test.perplexity:.3f} on test text"

@@ -62,6 +62,16 @@ def claim(out: Path, settings: Any) -> None:
         raise InputError(f"the output folder {out} cannot be used ({error}); give another --out") from error
 
 
+def usable(cache: Path) -> None:
+    """Make the folder of what runs share; `InputError` if that cannot be done."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"the cache folder {cache} cannot be used ({error}); give another --cache"
+        ) from error
+
+
 def finished(out: Path) -> bool:
     """Whether the run of this folder is complete; if so its table is printed again."""
     path = out / REPORT

@@ -34,7 +34,7 @@ class Scores:
     @property
     def perplexity(self) -> float:
         """exp(nll), infinite where that overflows."""
-        return math.exp(self.nll) if self.nll < 700 else math.inf
+        return math.inf if self.nll > 700 else math.exp(self.nll)
 
     def record(self) -> dict[str, Any]:
         """As plain values for a report."""

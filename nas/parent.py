@@ -74,6 +74,9 @@ def load_parent(
     missing = sorted(loading["missing_keys"])
     if missing:
         raise InputError(f"the checkpoint {name} lacks {len(missing)} weights, {missing[0]} among them")
+    broken = [key for key, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())]
+    if broken:
+        raise InputError(f"{len(broken)} weights of {name} hold NaN or infinity, {broken[0]} among them")
     return model.to(device).eval().requires_grad_(False), tokenizer
 
 

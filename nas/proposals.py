@@ -77,12 +77,15 @@ def _fill(
         part, each = rows[growing], np.arange(len(growing))
         order = rng.permuted(np.tile(np.arange(rows.shape[1]), (len(part), 1)), axis=1)
         for column in order.T:
-            at = (each, column)
-            grown = part.copy()
-            grown[at] = np.minimum(part[at] + 1, space.depths[column] - 1)
-            stays = ((part[at] == 0) & skippable[column]) | held[growing, column]
-            better = budget.allows(space.widths(grown)) & ~stays
-            part[better] = grown[better]
+            now = part[each, column]
+            stays = (
+                ((now == 0) & skippable[column]) | (now + 1 == space.depths[column]) | held[growing, column]
+            )
+            able = np.flatnonzero(~stays)
+            grown = part[able]
+            grown[np.arange(len(able)), column[able]] += 1
+            fits = budget.allows(space.widths(grown))
+            part[able[fits]] = grown[fits]
         changed = (part != rows[growing]).any(1)
         rows[growing] = part
         growing = growing[changed]

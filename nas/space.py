@@ -53,10 +53,16 @@ class SearchSpace:
         """How many choices each knob has, (knobs,)."""
         return np.array([len(c) for c in self.choices], dtype=np.int64)
 
+    @cached_property
+    def _table(self) -> NDArray[np.int64]:
+        """Choices by knob, (knobs, most choices), filled up with the largest."""
+        most = int(self.depths.max())
+        return np.stack([np.pad(choices, (0, most - len(choices)), mode="edge") for choices in self.choices])
+
     def widths(self, indices: NDArray[np.int64]) -> Widths:
         """Choice indices (n, knobs) -> canonical widths (n, blocks, 3)."""
-        columns = [choices[indices[:, k]] for k, choices in enumerate(self.choices)]
-        return self.canonical(np.stack(columns, axis=1).reshape(len(indices), self.shape.blocks, 3))
+        values = self._table[np.arange(len(self.choices)), indices]
+        return self.canonical(values.reshape(len(indices), self.shape.blocks, 3))
 
     def indices(self, widths: Widths) -> NDArray[np.int64]:
         """Nearest choice indices (n, knobs) of widths (n, blocks, 3), rounding down."""

@@ -39,13 +39,18 @@ def other_family(folder: Path) -> Path:
     return folder
 
 
-def text(path: Path, words: int) -> Path:
-    path.write_text("w1 " * words)
+def text(path: Path, lines: int) -> Path:
+    path.write_text("w1 w2 w3\n" * lines)
     return path
 
 
 def is_nan(model: PreTrainedModel) -> None:
     model.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
+
+
+def is_huge(model: PreTrainedModel) -> None:
+    model.model.norm.weight.fill_(1e38)
+    model.lm_head.weight.mul_(1e6)
 
 
 def knows_one_word_as_nan(model: PreTrainedModel) -> None:
@@ -58,14 +63,25 @@ BAD: dict[str, tuple[Callable[[Path, Path], dict[str, object]], str]] = {
     "a parent that is not there": (lambda toy, at: {"parent": at / "gone"}, "no model folder"),
     "a folder without a model": (lambda toy, at: {"parent": toy / "corpus"}, "cannot be loaded"),
     "unknown family": (lambda toy, at: {"parent": other_family(at / "gpt2")}, "'gpt2' is not supported"),
-    "nan in the weights": (lambda toy, at: {"parent": broken(toy, at / "nan", is_nan)}, "weights are broken"),
+    "nan in the weights": (
+        lambda toy, at: {"parent": broken(toy, at / "nan", is_nan)},
+        "hold NaN or infinity",
+    ),
     "nan in one word": (
         lambda toy, at: {"parent": broken(toy, at / "nan", knows_one_word_as_nan), "pair_windows": 1},
-        "weights are broken",
+        "1 weights of ",
+    ),
+    "weights that overflow": (
+        lambda toy, at: {"parent": broken(toy, at / "big", is_huge)},
+        "log-likelihood of",
+    ),
+    "the tokenizer of another": (
+        lambda toy, at: {"parent": broken(toy, at / "few", lambda model: model.resize_token_embeddings(30))},
+        "gives the id 39, and its model ends at 29",
     ),
     "missing corpus": (lambda toy, at: {"corpus": at / "gone.txt"}, "no file or folder"),
     "empty corpus": (lambda toy, at: {"corpus": text(at / "empty.txt", 0)}, "empty"),
-    "too short": (lambda toy, at: {"corpus": text(at / "short.txt", 12)}, "fewer than one window of 24"),
+    "too short": (lambda toy, at: {"corpus": text(at / "short.txt", 20)}, "fewer than one window of 24"),
     "keep nothing": (lambda toy, at: {"keep": 0}, "--keep is 0"),
     "keep more than all": (lambda toy, at: {"keep": 1.5}, "--keep is 1.5"),
     "keep no number": (lambda toy, at: {"keep": "half"}, "--keep: 'half' is not a number"),
@@ -80,7 +96,7 @@ BAD: dict[str, tuple[Callable[[Path, Path], dict[str, object]], str]] = {
     "unknown device": (lambda toy, at: {"device": "abacus"}, "abacus"),
     "unknown dtype": (lambda toy, at: {"dtype": "int1"}, "int1"),
     "a file in the way of out": (lambda toy, at: {"out": text(at / "file", 1)}, "cannot be used"),
-    "a file in the way of the cache": (lambda toy, at: {"cache": text(at / "file", 1)}, "file"),
+    "a file in the way of the cache": (lambda toy, at: {"cache": text(at / "file", 1)}, "the cache folder"),
 }
 
 

@@ -144,6 +144,7 @@ def interrupt(patch: pytest.MonkeyPatch, after: int | str) -> None:
     patch.setattr(Pairs, "add", counted)
 
 
+@pytest.mark.slow
 def test_other_limits_hold_too(toy: Path, tmp_path: Path) -> None:
     limits = {"keep": "none", "max_kv_cache": 4000, "max_flops": 900_000, "max_parameters": 14_000}
     assert job(toy, tmp_path / "run", **limits, predictor="xgboost") == 0

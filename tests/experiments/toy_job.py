@@ -1,4 +1,4 @@
-"""A toy to run the main job on: a parent that has learnt a little, its corpus, settings that take a second."""
+"""A toy to run the main job on: a parent that has learnt a little, its corpus, small settings."""
 
 import random
 from pathlib import Path

@@ -94,7 +94,9 @@ def test_a_broken_model_scores_nan_and_a_terrible_one_infinity() -> None:
     model = tiny_parent("llama")
     with torch.no_grad():
         model.model.norm.weight[0] = torch.nan
-    assert math.isnan(evaluate(model, tokens()).nll)
+    scores = evaluate(model, tokens())
+    assert math.isnan(scores.nll)
+    assert math.isnan(scores.perplexity)
     assert Scores(1e4, 0.0, 1).perplexity == math.inf
     assert Scores(2.0, 0.25, 8).record() == {
         "nll": 2.0,

@@ -82,7 +82,7 @@ def reachable(space: SearchSpace, budget: Budget) -> bool:
 
 @pytest.mark.parametrize("name", PROPOSERS)
 @given(st.data(), spaces(), st.integers(0, 2**32 - 1))
-@settings(max_examples=40)
+@settings(max_examples=30)
 def test_nothing_that_is_proposed_is_over_budget(
     name: str, data: st.DataObject, space: SearchSpace, seed: int
 ) -> None:
@@ -146,6 +146,15 @@ def test_what_is_filled_has_no_room_left(data: st.DataObject, space: SearchSpace
             grown = row.copy()
             grown[knob] += 1
             assert not budget.allows(space.widths(grown[None]))[0]
+
+
+def test_what_is_held_stays_while_the_rest_is_fitted() -> None:
+    space, rng = small_space(3), np.random.default_rng(0)
+    rows = anywhere(space, 200, rng)
+    held = rng.random(rows.shape) < 0.1
+    fitted = fit(space, part_of(space, 0.6), rows, rng, held=held)
+    assert (fitted == rows)[held].mean() > 0.99  # but where the budget cannot be met so
+    assert (fitted != rows).any(1).mean() > 0.9
 
 
 def test_a_hopeless_budget_is_refused_with_the_numbers() -> None:
