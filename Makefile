@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 OUT ?= runs/demo
+# A shorter search than the default, so that all of it takes about two minutes on two cores.
+DEMO := --pairs 100 --first-pairs 30 --rounds 5 --refinements 8 --finalists 2 --test-windows 128
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint bench install clean
@@ -12,7 +14,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED) ## compress the embedded parent and write its report under runs/demo (OUT=folder)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m experiments.compress --out $(OUT)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m experiments.compress --out $(OUT) $(DEMO)
 
 # One thread a worker: two pools of spinning threads on the same cores cost more than they give.
 test: $(INSTALLED) ## run all tests (ARGS='-m "not slow"' for the quick ones)

@@ -114,7 +114,7 @@ class Settings:
         group="search",
     )
     refine_thinning: int = option(4, "refinement repairs on every n-th calibration window", group="search")
-    finalists: int = option(4, "subnets that are repaired front to back and compared", group="search")
+    finalists: int = option(3, "subnets that are repaired front to back and compared", group="search")
     random_search: bool = option(
         True, "run random search too, a baseline that costs as many evaluations again", group="search"
     )
