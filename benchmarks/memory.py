@@ -1,6 +1,7 @@
 """What building pairs needs in memory, against the parent and one forward pass (wanted: parent + 1.3 x pass).
 
-Each measurement is a process of its own, in which all that is needed was imported before it starts to count:
+Each measurement is a process of its own. It starts to count when everything was imported: a parent was loaded
+once, let go, and the memory given back.
 
 - parent: the loaded model; forward pass: the most that `model(batch)` adds while it runs, a few times over,
   since the allocator keeps some of what it was given back
@@ -18,6 +19,8 @@ counts what torch has allocated there, in which the bank does have a part. Needs
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import multiprocessing
 import sys
@@ -38,6 +41,7 @@ from transformers import PreTrainedModel
 
 from benchmarks._setup import Common, make_ready, show
 from experiments.command_line import option, run
+from experiments.stages import Stages
 from nas.building import SubnetMeter, build_pairs
 from nas.pairs import Pairs, Setting
 from nas.parent import choose_device, choose_dtype, load_parent
@@ -99,7 +103,7 @@ def parent_and_forward(settings: Settings) -> dict[str, float]:
     """Bytes of the loaded parent and of one forward pass."""
     torch.set_num_threads(settings.threads)
     device = choose_device(settings.device)
-    start = held(device)
+    start = after_imports(settings, device)
     parent, _ = load_parent(settings.parent, device, choose_dtype("auto", device))
     gc.collect()
     before = held(device)
@@ -126,8 +130,9 @@ def pair_stage(settings: Settings) -> dict[str, float]:
     """The most bytes held while pairs are built, over those held before anything was loaded."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     device = choose_device(settings.device)
-    start = held(device)
-    ready = make_ready(settings)
+    start = after_imports(settings, device)
+    with Stages()("prepare"):  # as the main job does, and with what it does at the end of a stage
+        ready = make_ready(settings)
     gc.collect()
     before, files = held(device), status("RssFile")
     budget = ready.budget("block_parameters", settings.keep)
@@ -140,6 +145,15 @@ def pair_stage(settings: Settings) -> dict[str, float]:
         rows = SAMPLERS["seeded"](ready.space, budget, settings.pairs, rng, ready.hints)
         build_pairs(pairs, measure, ready.shape, budget, ready.space.widths(rows), "benchmark", quiet=True)
     return {"before": before - start, "peak": most.peak - start, "files": status("RssFile") - files}
+
+
+def after_imports(settings: Settings, device: torch.device) -> float:
+    """Bytes held once a parent was loaded and let go: what the libraries keep for themselves."""
+    load_parent(settings.parent, device, choose_dtype("auto", device))
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # the C library of Linux keeps freed memory otherwise
+        ctypes.CDLL(None).malloc_trim(0)
+    return held(device)
 
 
 def alone(action: Callable[[Settings], Result], settings: Settings) -> Result:

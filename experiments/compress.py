@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -43,7 +43,7 @@ from experiments.results import (
 from experiments.stages import Stages, say
 from nas.baselines import dropped_layers, random_cuts, uniform_cuts
 from nas.building import SubnetMeter, build_pairs, table
-from nas.cost import Budget, CostModel
+from nas.cost import CostModel, budget_of
 from nas.encoding import Encoding
 from nas.evaluate import evaluate
 from nas.exploration import explore
@@ -54,7 +54,7 @@ from nas.importance import CRITERIA
 from nas.latency import measure_latency
 from nas.pairs import Pair, Pairs, Setting
 from nas.parent import choose_device, choose_dtype, digest_of, load_parent
-from nas.prepare import prepare
+from nas.prepare import FORMAT, prepare
 from nas.proposals import check_reachable
 from nas.refinement import refine
 from nas.repair.sequential import repair_front_to_back
@@ -153,7 +153,9 @@ def main(settings: Settings) -> None:
         shape, parent_digest = shape_of(parent), digest_of(parent)
         space = default_space(shape)
         cost = CostModel(shape, settings.seq_len, parent.dtype.itemsize)
-        budget = budget_of(settings, cost)
+        budget = budget_of(
+            cost, settings.keep, settings.max_parameters, settings.max_flops, settings.max_kv_cache
+        )
         check_reachable(space, budget)
         corpus = load_corpus(settings.corpus)
         tokens = {
@@ -189,6 +191,7 @@ def main(settings: Settings) -> None:
 
     with stages("rank and repair"):
         protocol = {
+            "repair": FORMAT,
             "parent": parent_digest,
             "corpus": corpus.name,
             "tokens": {
@@ -270,11 +273,11 @@ def main(settings: Settings) -> None:
     models = {"subnet": best}
     architectures = {"subnet": chosen.architecture}
     validated = {"subnet": chosen.validation}
-    evaluations = {"subnet": len(explored.pairs)}
+    evaluations = {"subnet": len(explored.pairs) + settings.refinements}
     with stages("baselines"):
         cuts = {"uniform": uniform_cuts(space, budget), "drop_layers": dropped_layers(space, budget, hints)}
         if settings.random_search:
-            cuts["random_search"] = random_cuts(space, budget, len(explored.pairs), rng)
+            cuts["random_search"] = random_cuts(space, budget, evaluations["subnet"], rng)
         for name, candidates in cuts.items():
             if not len(candidates):  # no uniform cut is this small
                 continue
@@ -287,17 +290,18 @@ def main(settings: Settings) -> None:
             )  # fmt: skip
             architectures[name] = finalist.architecture
             validated[name] = finalist.validation
-            evaluations[name] = len(candidates)
+            evaluations[name] = len(built)
 
     with stages("evaluate"):
         names = list(models)
         latencies = measure_latency([prepared.parent, *models.values()], context=settings.seq_len)
         records = {}
         for name, latency in zip(names, latencies[1:], strict=True):
-            near = evaluate(models[name], on_pairs, parent=prepared.parent, batch_size=settings.batch_size)
             scores = {
-                "validation": replace(validated[name], kl=near.kl),
-                "test": evaluate(models[name], on_test, batch_size=settings.batch_size),
+                "validation": validated[name],
+                "test": evaluate(
+                    models[name], on_test, parent=prepared.parent, batch_size=settings.batch_size
+                ),
             }
             records[name] = model_record(
                 architectures[name], cost, scores, latency, evaluations=evaluations[name]
@@ -308,8 +312,9 @@ def main(settings: Settings) -> None:
 
     with stages("save"):
         records["subnet"]["checkpoint"] = "checkpoint"
+        score_name = "refined_score" if settings.refinements else "pair_score"
         records["subnet"]["finalists"] = [
-            {"digest": f.architecture.digest, "pair_score": p.score, "validation_nll": f.validation.nll}
+            {"digest": f.architecture.digest, score_name: p.score, "validation_nll": f.validation.nll}
             for f, p in zip(finalists, ordered, strict=False)
         ]
         report = {
@@ -340,9 +345,9 @@ def main(settings: Settings) -> None:
                 "window": f"{settings.seq_len} tokens, the first of each is not predicted",
                 "calibration": f"{len(calibration)} training windows",
                 "pairs": f"{len(on_pairs)} validation windows, one-pass repair",
-                "kl": f"KL(parent || model), {len(on_pairs)} validation windows",
-                "validation": f"{len(on_final)} validation windows",
-                "test": f"{len(on_test)} test windows",
+                "refinement": f"the same windows, front-to-back repair on {len(few)} training windows",
+                "validation": f"{len(on_final)} validation windows, on which finalists were chosen",
+                "test": f"{len(on_test)} test windows; KL is KL(parent || model) on them",
             },
             "versions": versions(),
             "seed": settings.seed,
@@ -376,23 +381,6 @@ def check(settings: Settings) -> None:
         if getattr(settings, name) < least:
             flag = "--" + name.replace("_", "-")
             raise InputError(f"{flag} is {getattr(settings, name)}; give {least} or more")
-    if settings.keep is not None and not 0 < settings.keep <= 1:
-        raise InputError(f"--keep is {settings.keep}; give a fraction above 0 and at most 1")
-
-
-def budget_of(settings: Settings, cost: CostModel) -> Budget:
-    """The hard limits that the settings name."""
-    limits: dict[str, int] = {}
-    if settings.keep is not None:
-        limits["block_parameters"] = int(settings.keep * cost(cost.shape.parent)["block_parameters"])
-    for name, value in (
-        ("parameters", settings.max_parameters),
-        ("flops", settings.max_flops),
-        ("kv_cache_bytes", settings.max_kv_cache),
-    ):
-        if value is not None:
-            limits[name] = value
-    return Budget(cost, limits)
 
 
 if __name__ == "__main__":

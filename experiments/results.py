@@ -45,7 +45,7 @@ def claim(out: Path, settings: Any) -> None:
     mine = json.loads(json.dumps(fields, default=str))
     path = out / SETTINGS
     try:
-        if path.is_file() and (out / STORE).exists():  # without pairs there is nothing to lose or to mix
+        if path.is_file() and ((out / STORE).exists() or (out / REPORT).exists()):  # nothing to mix otherwise
             theirs = json.loads(path.read_text())
             other = {name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)}
             if other:
@@ -126,8 +126,10 @@ def predictor_record(
             predicted = out_of_fold(fresh, features, scores)[0]
             columns = zip(scores.tolist(), predicted.tolist(), kept(widths).tolist(), strict=True)
             record["held_out"] = [{"measured": m, "predicted": p, "kept": k} for m, p, k in columns]
-        if len(random_pairs) >= 10:
-            other, truth = table(list(random_pairs), encoding.cost.shape)
+        seen = {pair.architecture for pair in pairs}
+        unseen = [pair for pair in random_pairs if pair.architecture not in seen]
+        if len(unseen) >= 10:
+            other, truth = table(unseen, encoding.cost.shape)
             guess = fresh().fit(features, scores).predict(encoding(other))
             record["random_pairs"] = quality(truth, guess)
         return record
@@ -191,11 +193,13 @@ def card(report: Mapping[str, Any], architecture: Architecture, shape: Shape, co
         licence="apache-2.0" if settings["parent"] == "demo" else None,
         method=[
             f"units ranked by {settings['ranking']} on {protocol['calibration']}",
-            f"{len(report['pairs'])} subnets really evaluated",
+            f"{own['evaluations']} subnets really evaluated",
             f"searched with {settings['predictor']} and Optuna",
             "output matrices refitted front to back in closed form; no training",
         ],
-        protocol=f"{settings['corpus']}, {protocol['test']}, {protocol['window']}, {protocol['dtype']}",
+        protocol=f"{settings['corpus']}: {protocol['validation']}; {protocol['test']}; windows of "
+        f"{protocol['window']}; {protocol['dtype']}; parent {report['parent']['digest']}, "
+        f"seed {report['seed']}",
         scores={
             f"{name}, {split}": (own["scores"][split][name], before[split][name])
             for split in ("validation", "test")

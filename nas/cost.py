@@ -98,3 +98,19 @@ class Budget:
     def allows(self, widths: Widths) -> NDArray[np.bool_]:
         """Whether no limit is exceeded, (...,)."""
         return self.load(widths) <= 1.0
+
+
+def budget_of(
+    cost: CostModel,
+    keep: float | None = None,
+    max_parameters: int | None = None,
+    max_flops: int | None = None,
+    max_kv_cache: int | None = None,
+) -> Budget:
+    """The budget of these limits, `keep` as a fraction of the parent's block parameters; None is no limit."""
+    limits = {"parameters": max_parameters, "flops": max_flops, "kv_cache_bytes": max_kv_cache}
+    if keep is not None:
+        if not 0 < keep <= 1:
+            raise InputError(f"keep is {keep}; give a fraction above 0 and at most 1")
+        limits["block_parameters"] = int(keep * cost(cost.shape.parent)["block_parameters"])
+    return Budget(cost, {name: limit for name, limit in limits.items() if limit is not None})

@@ -66,7 +66,9 @@ def additive_line(terms: Features, damage: Scores, pull: float = 1e-3) -> Scores
     rows, columns = terms.shape
     common = float(np.median(damage / np.maximum(terms.sum(axis=1), 1e-12)))
     strength = np.sqrt(pull * rows)
-    system = np.concatenate([terms / damage[:, None], strength * np.eye(columns) / max(common, 1e-12)])
-    wanted = np.concatenate([np.ones(rows), strength * np.ones(columns)])
+    # A subnet that happens to score like its parent must not outweigh all others.
+    weight = 1.0 / np.maximum(damage, 0.1 * np.median(damage))
+    system = np.concatenate([terms * weight[:, None], strength * np.eye(columns) / max(common, 1e-12)])
+    wanted = np.concatenate([damage * weight, strength * np.ones(columns)])
     weights: Scores = nnls(system, wanted)[0]
     return weights

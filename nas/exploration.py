@@ -90,7 +90,7 @@ def explore(
         gone += [(number, item) for item in dropped]
         found = search(
             pruned, budget, predict,
-            starts=pruned.indices(best[:30]), seed=seed * 1000 + number, trials=trials, searcher=searcher,
+            starts=pruned.indices(best[:30]), seed=int(rng.integers(2**31)), trials=trials, searcher=searcher,
         )  # fmt: skip
         taken = {row.tobytes() for row in widths}
         chosen = pruned.widths(spread_out(pruned, found, count, taken))

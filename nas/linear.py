@@ -67,7 +67,7 @@ def ridge(gram: Tensor, cross: Tensor, towards: Tensor, relative: float) -> Tens
 
 
 def factorise(
-    grams: Tensor, crosses: Tensor, out: Tensor, value: Tensor, *, sweeps: int = 8, steps: int = 12
+    grams: Tensor, crosses: Tensor, out: Tensor, value: Tensor, *, sweeps: int = 4, steps: int = 6
 ) -> tuple[Tensor, Tensor]:
     """argmin over O_q and V of E||y - sum_q O_q V z_q||^2 by alternating least squares, from a given start.
 
@@ -95,7 +95,7 @@ def factorise(
         seen = torch.einsum("pmn,in->mpi", crosses, value).reshape(-1, queries * dim)
         solved = torch.linalg.solve(damped(inner, 1e-9), seen.T).T
         out = solved.view(-1, queries, dim).transpose(0, 1)
-    ratio = norm / value.norm()
+    ratio = norm / value.norm() if norm > 0 and value.norm() > 0 else 1.0
     return out / ratio, value * ratio
 
 

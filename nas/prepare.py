@@ -28,7 +28,7 @@ from nas.repair.bank import Bank, attention_key, mlp_key, repair_block
 from nas.shape import Shape
 from nas.space import SearchSpace
 
-FORMAT = 3
+FORMAT = 4
 """Raised whenever orders or repairs are computed differently, so that old files are not found."""
 
 

@@ -24,9 +24,6 @@ def elimination(weight: Tensor, gram: Tensor, unit: int) -> Tensor:
             cost = weights.square().sum(0) / precision.diagonal()
         else:
             blocks = precision.view(n, unit, n, unit).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-            blocks = (
-                blocks + torch.eye(unit, dtype=blocks.dtype, device=blocks.device) * (~alive)[:, None, None]
-            )
             columns = weights.view(-1, n, unit).permute(1, 2, 0)  # (n, unit, d)
             cost = (torch.linalg.solve(blocks, columns) * columns).sum((1, 2))
         victim = int(cost.masked_fill(~alive, torch.inf).argmin())
