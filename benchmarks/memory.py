@@ -3,14 +3,15 @@
 Each measurement is a process of its own. It starts to count when everything was imported: a parent was loaded
 once, let go, and the memory given back.
 
-- parent: the loaded model; forward pass: the most that `model(batch)` adds while it runs, a few times over,
-  since the allocator keeps some of what it was given back
+- parent: the loaded model; forward pass: the most that `model(batch)` adds while it runs
 - pair stage: prepare the parent as the main job does (orders and repairs already on disk), let the unpermuted
   one go, then build pairs; the most that is held while they are built
 
 On the CPU this counts anonymous pages (RssAnon): the larger of samples taken every half millisecond and of
 the kernel's own high-water mark (VmHWM) less the file pages at the end. The repair bank is a file that is
-mapped into memory: its pages are counted apart, since the kernel may drop them at any moment. On CUDA it
+mapped into memory: its pages are counted apart, since the kernel may drop them at any moment. The C library
+of Linux keeps some of what was freed, how much depends on what came before; it is told to give everything
+back, so that what is needed is counted, and once more left alone, which is what the job holds. On CUDA this
 counts what torch has allocated there, in which the bank does have a part. Needs Linux or CUDA.
 
     python -m benchmarks.memory
@@ -23,6 +24,7 @@ import contextlib
 import ctypes
 import gc
 import multiprocessing
+import os
 import sys
 import tempfile
 import threading
@@ -49,7 +51,8 @@ from nas.sampling import SAMPLERS
 
 Result = TypeVar("Result")
 STATUS = Path("/proc/self/status")
-PASSES = 4
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+"""Makes the C library ask the system for every piece above 64 KiB, and give it back at once."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ def main(settings: Settings) -> None:
     alone(prepare_cache, settings)
     single = alone(parent_and_forward, settings)
     stage = alone(pair_stage, settings)
+    kept = alone(pair_stage, settings, frugal=False)
     limit = single["parent"] + 1.3 * single["forward"]
     over = (stage["peak"] - single["parent"]) / single["forward"]
     print(
@@ -90,6 +94,7 @@ def main(settings: Settings) -> None:
             line("most held while they are built", stage["peak"], f"<= {limit / 2**20:.1f}"),
             ["  less the parent, in forward passes", f"{over:.2f}", "<= 1.30"],
             line("  pages of files (the bank) first touched", stage["files"]),
+            line("most held, C library left alone", kept["peak"]),
         ],
     )
 
@@ -109,8 +114,7 @@ def parent_and_forward(settings: Settings) -> dict[str, float]:
     before = held(device)
     ids = torch.zeros((settings.batch_size, settings.seq_len), dtype=torch.long, device=device)
     with watched(device) as most:
-        for _ in range(PASSES):
-            size = forward(parent, ids)
+        size = forward(parent, ids)
     return {
         "parent": before - start,
         "parameters": sum(p.numel() * p.itemsize for p in parent.parameters()),
@@ -156,11 +160,17 @@ def after_imports(settings: Settings, device: torch.device) -> float:
     return held(device)
 
 
-def alone(action: Callable[[Settings], Result], settings: Settings) -> Result:
-    """The result of an action in a fresh process."""
+def alone(action: Callable[[Settings], Result], settings: Settings, *, frugal: bool = True) -> Result:
+    """The result of an action in a fresh process, whose C library keeps nothing that was freed if `frugal`."""
+    if frugal:
+        os.environ.update(GIVE_BACK)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
-        return pool.submit(action, settings).result()
+    try:
+        with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+            return pool.submit(action, settings).result()
+    finally:
+        for name in GIVE_BACK:
+            os.environ.pop(name, None)
 
 
 def on_cuda(settings: Settings) -> bool:

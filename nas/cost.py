@@ -111,6 +111,6 @@ def budget_of(
     limits = {"parameters": max_parameters, "flops": max_flops, "kv_cache_bytes": max_kv_cache}
     if keep is not None:
         if not 0 < keep <= 1:
-            raise InputError(f"keep is {keep}; give a fraction above 0 and at most 1")
+            raise InputError(f"--keep is {keep}; give a fraction above 0 and at most 1")
         limits["block_parameters"] = int(keep * cost(cost.shape.parent)["block_parameters"])
     return Budget(cost, {name: limit for name, limit in limits.items() if limit is not None})
