@@ -161,7 +161,7 @@ def after_imports(settings: Settings, device: torch.device) -> float:
 
 
 def alone(action: Callable[[Settings], Result], settings: Settings, *, frugal: bool = True) -> Result:
-    """The result of an action in a fresh process, whose C library keeps nothing that was freed if `frugal`."""
+    """The result of an action in a fresh process; its C library keeps nothing freed if `frugal`."""
     if frugal:
         os.environ.update(GIVE_BACK)
     context = multiprocessing.get_context("spawn")
