@@ -116,8 +116,8 @@ def _equal_damage(space: SearchSpace, budget: Budget, hints: Hints) -> list[Indi
 
 
 def drop_blocks(space: SearchSpace, budget: Budget, influence: NDArray[np.float64]) -> list[Indices]:
-    """The least influential blocks dropped, one to all but one, the others uniformly filled to the budget;
-    only those that need their dropped blocks to be within half of the budget's reach."""
+    """The least influential blocks dropped, one more in each row, the others uniformly filled to the budget,
+    until the others are whole."""
     rows = []
     order = np.argsort(influence, kind="stable")
     for dropped in range(min(1, space.shape.blocks - 1), space.shape.blocks):
