@@ -58,6 +58,7 @@ from nas.prepare import FORMAT, prepare
 from nas.proposals import check_reachable
 from nas.refinement import refine
 from nas.repair.sequential import repair_front_to_back
+from nas.repair.stream import Stream
 from nas.report import check_report, terminal_table, write_html, write_json
 from nas.sampling import SAMPLERS, Hints
 from nas.search import SEARCHERS
@@ -241,12 +242,12 @@ def main(settings: Settings) -> None:
 
     with stages("refine"):
         few = calibration[:: settings.refine_thinning]
+        sparse = Stream(prepared.parent, few, settings.batch_size)
 
         def repaired_score(widths: Widths) -> float:
             model = repair_front_to_back(
-                prepared.parent, shape, architecture_of(widths, shape), prepared.bank, few,
-                batch_size=settings.batch_size,
-            )  # fmt: skip
+                prepared.parent, shape, architecture_of(widths, shape), prepared.bank, sparse
+            )
             return evaluate(model, on_pairs, batch_size=settings.batch_size).score
 
         ordered = sorted(explored.pairs, key=lambda pair: -pair.score)
@@ -259,11 +260,12 @@ def main(settings: Settings) -> None:
             )  # fmt: skip
 
     with stages("finalists"):
+        dense = Stream(prepared.parent, calibration, settings.batch_size)
         best, chosen, finalists = repair_and_choose(
             prepared,
             shape,
             [pair.architecture for pair in ordered[: settings.finalists]],
-            calibration,
+            dense,
             on_final,
             batch_size=settings.batch_size,
             name="finalists",
@@ -285,7 +287,7 @@ def main(settings: Settings) -> None:
             random_pairs = built if name == "random_search" else random_pairs
             top = sorted(built, key=lambda pair: -pair.score)[: settings.finalists]
             models[name], finalist, _ = repair_and_choose(
-                prepared, shape, [pair.architecture for pair in top], calibration, on_final,
+                prepared, shape, [pair.architecture for pair in top], dense, on_final,
                 batch_size=settings.batch_size, name=name,
             )  # fmt: skip
             architectures[name] = finalist.architecture

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.dummy import DummyRegressor
 
 from data.errors import InputError
 from nas.architecture import Architecture
@@ -113,33 +114,38 @@ def predictor_record(
     reference: float,
 ) -> dict[str, Any]:
     """How far the predictor can be trusted: out-of-fold over the search's own pairs, and, fitted on all of
-    them, on the pairs of random search, none of which it ever saw. The same for ridge."""
+    them, on the pairs of random search, none of which it ever saw.
 
-    def judge(which: str) -> dict[str, Any]:
-        def fresh() -> Predictor:
-            return DamagePredictor(make(which), reference, encoding.errors)
+    Beside it the additive line alone, which the predictor corrects, and plain ridge on the same features.
+    """
+    widths, scores = table(list(pairs), encoding.cost.shape)
+    features, load = encoding(widths), budget.load(widths)
+    seen = {pair.architecture for pair in pairs}
+    unseen = [pair for pair in random_pairs if pair.architecture not in seen]
 
-        widths, scores = table(list(pairs), encoding.cost.shape)
-        features, load = encoding(widths), budget.load(widths)
-        record: dict[str, Any] = verdict(fresh, features, scores, load, 1.0)
-        if which == name:
-            predicted = out_of_fold(fresh, features, scores)[0]
-            columns = zip(scores.tolist(), predicted.tolist(), kept(widths).tolist(), strict=True)
-            record["held_out"] = [{"measured": m, "predicted": p, "kept": k} for m, p, k in columns]
-        seen = {pair.architecture for pair in pairs}
-        unseen = [pair for pair in random_pairs if pair.architecture not in seen]
+    def judge(fresh: Callable[[], Predictor]) -> tuple[dict[str, Any], np.ndarray]:
+        held_out = out_of_fold(fresh, features, scores)
+        record: dict[str, Any] = verdict(scores, held_out, load, 1.0)
         if len(unseen) >= 10:
             other, truth = table(unseen, encoding.cost.shape)
             guess = fresh().fit(features, scores).predict(encoding(other))
             record["random_pairs"] = quality(truth, guess)
-        return record
+        return record, held_out[0]
 
     def kept(widths: np.ndarray) -> np.ndarray:
         whole = encoding.cost(encoding.cost.shape.parent)["block_parameters"]
         share: np.ndarray = encoding.cost.of_widths(widths)["block_parameters"] / whole
         return share
 
-    return {"name": name, **judge(name), "ridge": judge("ridge")}
+    record, predicted = judge(lambda: DamagePredictor(make(name), reference, encoding.errors))
+    columns = zip(scores.tolist(), predicted.tolist(), kept(widths).tolist(), strict=True)
+    record["held_out"] = [{"measured": m, "predicted": p, "kept": k} for m, p, k in columns]
+    none = DummyRegressor(strategy="constant", constant=0.0)  # no correction at all
+    lines: dict[str, Callable[[], Predictor]] = {
+        "ridge": lambda: make("ridge"),
+        "additive_line": lambda: DamagePredictor(none, reference, encoding.errors),
+    }
+    return {"name": name, **record, **{line: judge(fresh)[0] for line, fresh in lines.items()}}
 
 
 def quality(truth: np.ndarray, guess: np.ndarray) -> dict[str, float]:

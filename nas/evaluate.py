@@ -12,6 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+TOGETHER = {True: 2**18, False: 2**26}
+"""Logits that the loss is computed from at a time: on the CPU (true) so few that they stay in its cache."""
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -56,18 +59,42 @@ def evaluate(
     rounding of the forward pass itself. With a `parent` the divergence from it is measured too, at the price
     of a second forward pass. `progress` is told how many windows are done.
     """
-    nll = hits = kl = 0.0
+    sums = torch.zeros(3, dtype=torch.float64)
     tokens = 0
     for batch in windows.split(batch_size):
         batch = batch.to(model.device)
-        logits = model(batch, use_cache=False).logits[:, :-1].flatten(0, 1).float()  # (tokens, vocab)
-        targets = batch[:, 1:].flatten()
-        nll += float(functional.cross_entropy(logits, targets, reduction="sum"))
-        hits += float((logits.argmax(-1) == targets).sum())
-        if parent is not None:
-            reference = parent(batch, use_cache=False).logits[:, :-1].flatten(0, 1).float()
-            log_q, log_p = logits.log_softmax(-1), reference.log_softmax(-1)
-            kl += float(functional.kl_div(log_q, log_p, reduction="sum", log_target=True))
-        tokens += targets.numel()
+        logits = model(batch, use_cache=False).logits  # (batch, seq_len, vocab)
+        reference = None if parent is None else parent(batch, use_cache=False).logits
+        rows = max(1, TOGETHER[logits.device.type == "cpu"] // logits.shape[-1])
+        parts = [
+            summed(
+                logits[window, at : at + rows],
+                batch[window, at + 1 : at + rows + 1],
+                None if reference is None else reference[window, at : at + rows],
+            )
+            for window in range(len(batch))
+            for at in range(0, batch.shape[1] - 1, rows)
+        ]
+        sums += torch.stack(parts).sum(0).cpu()
+        tokens += batch[:, 1:].numel()
         progress(len(batch))
-    return Scores(nll / tokens, hits / tokens, tokens, None if parent is None else kl / tokens)
+    nll, hits, kl = (sums / tokens).tolist()
+    return Scores(nll, hits, tokens, None if parent is None else kl)
+
+
+def summed(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
+    """Negative log-likelihood, hits and divergence from `reference` (0 without), summed over positions.
+
+    (3,) in float64, from logits (n, vocab) and the targets (m,) of the first m <= n positions.
+    """
+    logits, targets = logits[: len(targets)].float(), targets[:, None]
+    log_q = logits.log_softmax(-1)
+    named = log_q.gather(-1, targets)
+    # The first choice is looked up only where the target may be it: argmax takes longer than all else here.
+    may = (named == log_q.amax(-1, keepdim=True)).flatten()
+    hits = (logits[may].argmax(-1, keepdim=True) == targets[may]).sum()
+    kl = log_q.new_zeros(())
+    if reference is not None:
+        log_p = reference[: len(targets)].float().log_softmax(-1)
+        kl = functional.kl_div(log_q, log_p, reduction="sum", log_target=True)
+    return torch.stack([-named.double().sum(), hits.double(), kl.double()])

@@ -13,6 +13,7 @@ from nas.architecture import Architecture
 from nas.evaluate import Scores, evaluate
 from nas.prepare import Prepared
 from nas.repair.sequential import repair_front_to_back
+from nas.repair.stream import Stream
 from nas.shape import Shape
 
 
@@ -28,7 +29,7 @@ def repair_and_choose(
     prepared: Prepared,
     shape: Shape,
     architectures: Sequence[Architecture],
-    calibration: Tensor,
+    dense: Stream,
     validation: Tensor,
     *,
     batch_size: int,
@@ -37,16 +38,15 @@ def repair_and_choose(
 ) -> tuple[PreTrainedModel, Finalist, list[Finalist]]:
     """The repaired model with the best validation score, its record, and the records of all.
 
-    Only the best model so far is kept in memory.
+    `dense` is the permuted parent's stream on the calibration windows. Only the best model so far is kept in
+    memory.
     """
     best: tuple[PreTrainedModel, Finalist] | None = None
     tried = []
     for architecture in tqdm(
         architectures, desc=f"repair, {name}", unit="subnet", disable=quiet, leave=False
     ):
-        model = repair_front_to_back(
-            prepared.parent, shape, architecture, prepared.bank, calibration, batch_size=batch_size
-        )
+        model = repair_front_to_back(prepared.parent, shape, architecture, prepared.bank, dense)
         finalist = Finalist(architecture, evaluate(model, validation, batch_size=batch_size))
         tried.append(finalist)
         if best is None or finalist.validation.score > best[1].validation.score:

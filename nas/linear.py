@@ -76,22 +76,29 @@ def factorise(
     sum_pq O_p^T O_q V E[z_q z_p^T] = sum_p O_p^T E[y z_p^T], preconditioned by the averages over queries.
     No step raises the error. Returns (O, V), scaled so that V keeps its norm.
     """
-    queries, dim = out.shape[0], out.shape[2]
+    queries, dim, width = out.shape[0], out.shape[2], value.shape[1]
     norm = value.norm()
     mean_gram = torch.linalg.cholesky(damped(grams.diagonal(dim1=0, dim2=1).mean(-1), 1e-9))
+    side_by_side = grams.permute(2, 1, 0, 3).reshape(width, -1)  # (n, p * q * n), laid out once
+
+    def seen_by(v: Tensor) -> Tensor:
+        """V E[z_q z_p^T] for all pairs of queries, (D, p, q, n)."""
+        return (v @ side_by_side).view(dim, queries, queries, width)
+
     for _ in range(sweeps):
         metric = torch.einsum("pmi,qmj->pqij", out, out)  # (Q, Q, D, D)
         scale = torch.linalg.cholesky(damped(metric.diagonal(dim1=0, dim2=1).sum(-1), 1e-9))
+        flat_metric = metric.permute(2, 3, 0, 1).reshape(dim, -1)  # (D, D * p * q)
 
-        def normal(v: Tensor, metric: Tensor = metric) -> Tensor:
-            return torch.einsum("pqij,jn,qpnk->ik", metric, v, grams)
+        def normal(v: Tensor, flat_metric: Tensor = flat_metric) -> Tensor:
+            return flat_metric @ seen_by(v).reshape(-1, width)
 
         def precondition(v: Tensor, scale: Tensor = scale) -> Tensor:
             return torch.cholesky_solve(torch.cholesky_solve(v, scale).T, mean_gram).T
 
         wanted = torch.einsum("pmi,pmn->in", out, crosses)
-        value = _conjugate_gradients(normal, precondition, wanted, value, 1 if queries == 1 else steps)
-        inner = torch.einsum("in,pqnk,jk->piqj", value, grams, value).reshape(queries * dim, queries * dim)
+        value = conjugate_gradients(normal, precondition, wanted, value, steps=1 if queries == 1 else steps)
+        inner = (seen_by(value) @ value.T).permute(2, 0, 1, 3).reshape(queries * dim, queries * dim)
         seen = torch.einsum("pmn,in->mpi", crosses, value).reshape(-1, queries * dim)
         solved = torch.linalg.solve(damped(inner, 1e-9), seen.T).T
         out = solved.view(-1, queries, dim).transpose(0, 1)
@@ -99,15 +106,18 @@ def factorise(
     return out / ratio, value * ratio
 
 
-def _conjugate_gradients(
+def conjugate_gradients(
     operator: Callable[[Tensor], Tensor],
     precondition: Callable[[Tensor], Tensor],
     wanted: Tensor,
-    start: Tensor,
+    start: Tensor | None = None,
+    *,
     steps: int,
 ) -> Tensor:
-    """Preconditioned conjugate gradients for operator(v) = wanted, symmetric and positive."""
-    v, rest = start, wanted - operator(start)
+    """Preconditioned conjugate gradients for operator(v) = wanted, symmetric and positive; from zeros unless
+    a `start` is given."""
+    v = torch.zeros_like(wanted) if start is None else start
+    rest = wanted if start is None else wanted - operator(start)
     z = precondition(rest)
     direction, power = z, (rest * z).sum()
     for _ in range(steps):

@@ -72,7 +72,8 @@ def search(
     while len(best) * generation < trials:
         asked = [study.ask(distributions) for _ in range(generation)]
         rows = np.zeros((generation, len(names)), dtype=np.int64)
-        rows[:, free] = [[trial.params[names[k]] for k in free] for trial in asked]
+        chosen = [trial.params for trial in asked]  # once each: a copy of them all is made every time
+        rows[:, free] = [[params[names[k]] for k in free] for params in chosen]
         rows = fit(space, budget, rows, rng)
         scores = predict(space.widths(rows))
         seen.append((rows, scores))

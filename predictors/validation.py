@@ -37,43 +37,41 @@ def out_of_fold(
 
 
 def verdict(
-    make: Make,
-    X: ArrayLike,
     y: ArrayLike,
+    held_out: ArrayLike,
     cost: ArrayLike,
     budget: float,
     *,
-    folds: int = 5,
-    repeats: int = 3,
     k: int | None = None,
     band: float = 0.05,
     rows_in_band: int = 20,
-    seed: int = 0,
 ) -> dict[str, float]:
-    """How well the predictor orders pairs it has not seen: X (n, d), y (n,), cost (n,), from 10 pairs up.
+    """How well held-out predictions (repeats, n), as of `out_of_fold`, order the scores y (n,) of rows with
+    these costs (n,), from 10 pairs up.
 
-    Each number is computed on all held-out predictions of one repeat and averaged over the repeats:
+    Each number is computed on all predictions of one repeat and averaged over the repeats:
 
     - `kendall_tau` and `r2` over all pairs
     - `kendall_tau_in_band`, `precision_at_k` and `regret` among the pairs that cost about the budget, because
       over all costs the largest always win; `regret` is in units of y, and of it alone less is better
     - `band`, the width used: within `band * budget` of the budget; the width asked for, or the least that
       holds `rows_in_band` pairs (all of them, when there are fewer)
-    - `rows_in_band`, the pairs therein; `k`, a fifth of them unless given; `folds`, `repeats` and `pairs`
+    - `rows_in_band`, the pairs therein; `k`, a fifth of them unless given; `repeats` and `pairs`
 
     Taus and r2 of a constant y are nan. ValueError when there are fewer than 10 pairs, the budget is not
     positive, or lengths differ.
     """
     y, cost = np.asarray(y, dtype=np.float64), np.asarray(cost, dtype=np.float64)
-    if len(y) < 10 or cost.shape != y.shape:
+    rounds = np.atleast_2d(np.asarray(held_out, dtype=np.float64))
+    if len(y) < 10 or cost.shape != y.shape or rounds.shape[1:] != y.shape:
         raise ValueError(
-            f"a verdict takes at least 10 pairs with one cost each, got {len(y)} scores and {cost.size} costs"
+            "a verdict takes at least 10 pairs with one prediction and one cost each, got "
+            f"{len(y)} scores, {rounds.shape[-1]} predictions and {cost.size} costs"
         )
     width = widened(cost, budget, band, rows_in_band)
     near = in_band(cost, budget, width)
     held = int(near.sum())
     k = max(1, round(held / 5)) if k is None else min(k, held)
-    rounds = out_of_fold(make, X, y, folds, repeats, seed)
     every = {
         "kendall_tau": [kendall_tau(y, p) for p in rounds],
         "kendall_tau_in_band": [kendall_tau_in_band(y, p, cost, budget, width) for p in rounds],
@@ -81,5 +79,5 @@ def verdict(
         "regret": [regret(y[near], p[near], k) for p in rounds],
         "r2": [r2(y, p) for p in rounds],
     }
-    used = {"folds": folds, "repeats": repeats, "pairs": len(y), "k": k, "band": width, "rows_in_band": held}
+    used = {"repeats": len(rounds), "pairs": len(y), "k": k, "band": width, "rows_in_band": held}
     return {name: float(np.mean(values)) for name, values in every.items()} | used

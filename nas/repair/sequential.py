@@ -15,7 +15,8 @@ from nas.architecture import Architecture
 from nas.calibration import GramSum
 from nas.families import blocks_of, family_of
 from nas.linear import ridge
-from nas.repair.stream import Stream, attention_part, input_of, join, mlp_part
+from nas.repair.channels import refit_channels
+from nas.repair.stream import Stream, input_of, join
 from nas.repair.values import refit_values
 from nas.shape import Shape
 from nas.subnet import OutputMatrices, cut
@@ -26,12 +27,13 @@ class Damping:
     """Ridge terms relative to the mean diagonal of the input's Gram matrix.
 
     `inputs` pulls the input correction towards the identity, `outputs` the output matrix towards its one-pass
-    repair, `values` the heads' value-output products towards what they are.
+    repair, `values` the heads' value-output products towards what they are, `channels` the up-projections.
     """
 
     inputs: float = 1e-1
     outputs: float = 1e-2
     values: float = 1e-2
+    channels: float = 1e-1
 
 
 @torch.no_grad()
@@ -40,13 +42,12 @@ def repair_front_to_back(
     shape: Shape,
     architecture: Architecture,
     bank: OutputMatrices,
-    windows: Tensor,
+    dense: Stream,
     *,
     damping: Damping = Damping(),
-    batch_size: int = 8,
     progress: Callable[[int], object] = lambda done: None,
 ) -> PreTrainedModel:
-    """The subnet, as a copy of its own, repaired against the permuted parent on `windows` (n, seq_len).
+    """The subnet, as a copy of its own, repaired against `dense`, the permuted parent's stream.
 
     Module by module, with all statistics from the subnet's own, already repaired predecessors:
 
@@ -56,25 +57,23 @@ def repair_front_to_back(
       min ||W h - (dense stream behind - own stream before)||^2 + damping ||W - W_one_pass||^2, so that errors
       made upstream are corrected, not inherited. Where the next parts of the parent are left out, "behind"
       is behind those too: the module then stands in for them as far as a linear map can;
-    - an attention's values and output columns are then refitted together (`nas.repair.values`).
+    - an attention's values and output columns are then refitted together (`nas.repair.values`), and so are
+      an MLP's up-projections and output columns (`nas.repair.channels`).
 
     In families that norm a module's output before adding it the target is the dense module's own output.
     `progress` is told of each finished block.
     """
     subnet = cut(parent, shape, architecture, bank, own=True)
     family = family_of(parent.config)
-    dense = Stream(parent, windows, batch_size)
-    own = dense.states
-    followers = [block.source for block in architecture.blocks[1:]] + [shape.blocks]
+    own = dense.before(0)
+    followers = [*architecture.blocks[1:], None]
     for block, layer, follower in zip(architecture.blocks, blocks_of(subnet), followers, strict=True):
-        dense.advance(block.source)
         source, arguments = blocks_of(parent)[block.source], dense.arguments[block.source]
-        before = dense.states
-        middle = [attention_part(source, family, h, arguments) for h in before]
-        dense.states = [mlp_part(source, family, h) for h in middle]
-        dense.position += 1
-        dense.advance(follower)
-        behind = dense.states
+        before, middle = dense.before(block.source), dense.middle(block.source)
+        if follower is None:
+            behind = dense.before(shape.blocks)
+        else:
+            behind = dense.before(follower.source) if follower.kv_groups else dense.middle(follower.source)
         if block.kv_groups:
             attention = layer.self_attn
 
@@ -100,6 +99,9 @@ def repair_front_to_back(
                 target=behind,
                 dense_output=source.mlp,
                 damping=damping,
+                refit=partial(
+                    refit_channels, mlp, damping=damping.channels, output_damping=damping.outputs
+                ),
             )  # fmt: skip
         progress(1)
     return subnet

@@ -8,27 +8,48 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nas.families import Family, blocks_of
+from nas.families import Family, blocks_of, family_of
 
 
 class Stream:
-    """The dense residual stream of some windows, moved forward through the parent's blocks.
+    """The residual stream of a model on some windows, in batches (batch, seq_len, hidden), at any block.
 
-    `states` holds it in batches (batch, seq_len, hidden) in front of block `position`; `arguments` are the
-    keywords that the model passes to each of its blocks.
+    Every state on the way is kept for the next who asks, where all of them together take at most `room`
+    bytes; otherwise the stream runs forward once, and from the start again for who asks for less.
+    `arguments` are the keywords that the model passes to each of its blocks. Leave the states as they are.
     """
 
-    def __init__(self, model: PreTrainedModel, windows: Tensor, batch_size: int) -> None:
-        self._layers = blocks_of(model)
-        self.states, self.arguments = _entry(model, windows, batch_size)
-        self.position = 0
+    def __init__(
+        self, model: PreTrainedModel, windows: Tensor, batch_size: int = 8, room: int = 2**31
+    ) -> None:
+        self._layers, self._family = blocks_of(model), family_of(model.config)
+        entry, self.arguments = _entry(model, windows, batch_size)
+        self._states = {0: entry}  # 2 b in front of block b, 2 b + 1 behind its attention
+        size = sum(state.numel() * state.itemsize for state in entry)
+        self._keep = size * (2 * len(self._layers) + 1) <= room
 
-    def advance(self, position: int) -> None:
-        """Move to in front of block `position`."""
-        while self.position < position:
-            layer, arguments = self._layers[self.position], self.arguments[self.position]
-            self.states = [layer(h, **arguments) for h in self.states]
-            self.position += 1
+    def before(self, block: int) -> list[Tensor]:
+        """The states in front of a block; behind the last one for their number."""
+        return self._at(2 * block)
+
+    def middle(self, block: int) -> list[Tensor]:
+        """The states between a block's attention and its MLP."""
+        return self._at(2 * block + 1)
+
+    def _at(self, point: int) -> list[Tensor]:
+        nearest = max(known for known in self._states if known <= point)
+        states = self._states[nearest]
+        for here in range(nearest, point):
+            layer, arguments = self._layers[here // 2], self.arguments[here // 2]
+            if here % 2:
+                states = [mlp_part(layer, self._family, h) for h in states]
+            else:
+                states = [attention_part(layer, self._family, h, arguments) for h in states]
+            if self._keep:
+                self._states[here + 1] = states
+        if not self._keep:
+            self._states = {0: self._states[0], point: states}
+        return states
 
 
 def attention_part(layer: nn.Module, family: Family, h: Tensor, arguments: Mapping[str, Any]) -> Tensor:

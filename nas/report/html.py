@@ -140,15 +140,16 @@ def _history(report: Report) -> dict[str, Any] | None:
 
 
 def _predictor(report: Report) -> dict[str, Any] | None:
-    own, ridge = at(report, "predictor"), at(report, "predictor.ridge") or {}
+    own = at(report, "predictor")
+    lines = [at(report, f"predictor.{name}") or {} for name in ("additive_line", "ridge")]
     if not own:
         return None
     metrics = []
     for key in (*METRICS, "r2"):
-        values = number(own, key), number(ridge, key)
-        if values == (None, None):
-            continue
+        values = [number(each, key) for each in (own, *lines)]
         known = [value for value in values if value is not None]
+        if not known:
+            continue
         best = min(known) if key == "regret" else max(known)
         metrics.append(
             {"name": METRIC_NAMES[key], "values": [(v, len(known) > 1 and v == best) for v in values]}

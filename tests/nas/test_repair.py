@@ -185,18 +185,30 @@ def shared_bank(name: str) -> tuple[PreTrainedModel, Shape, Bank]:
 
 @every_parent
 def test_the_parts_of_a_block_replay_its_forward(name: str) -> None:
-    parent, _ = permuted_parent(name)
+    parent, shape = permuted_parent(name)
     family = family_of(parent.config)
     windows = tokens(batch=5)
     stream = Stream(parent, windows, batch_size=2)
-    assert torch.equal(torch.cat(stream.states), entry_of(parent, windows))
+    assert torch.equal(torch.cat(stream.before(0)), entry_of(parent, windows))
     for index, layer in enumerate(blocks_of(parent)):
         arguments = stream.arguments[index]
-        middle = [attention_part(layer, family, h, arguments) for h in stream.states]
+        middle = [attention_part(layer, family, h, arguments) for h in stream.before(index)]
         replayed = torch.cat([mlp_part(layer, family, h) for h in middle])
-        stream.advance(index + 1)
-        assert torch.equal(replayed, torch.cat(stream.states))
-    torch.testing.assert_close(torch.cat(stream.states), behind(parent, windows))
+        whole = torch.cat([layer(h, **arguments) for h in stream.before(index)])
+        assert torch.equal(torch.cat(middle), torch.cat(stream.middle(index)))
+        assert torch.equal(replayed, whole)
+        assert torch.equal(replayed, torch.cat(stream.before(index + 1)))
+    torch.testing.assert_close(torch.cat(stream.before(shape.blocks)), behind(parent, windows))
+
+
+def test_a_stream_without_room_to_keep_its_states_computes_them_again() -> None:
+    parent, shape = permuted_parent("llama")
+    roomy, narrow = (Stream(parent, tokens(batch=5), 2, room=room) for room in (2**31, 0))
+    for block in (1, 2, 0, 1, shape.blocks, 2):
+        for kept, again in ((roomy.before(block), narrow.before(block)),):
+            assert torch.equal(torch.cat(kept), torch.cat(again))
+    assert roomy.before(1)[0] is roomy.before(1)[0]
+    assert len(narrow._states) <= 2
 
 
 def entry_of(model: PreTrainedModel, windows: Tensor) -> Tensor:
@@ -222,7 +234,7 @@ def test_the_input_of_a_module_is_found_without_running_it() -> None:
 @every_parent
 def test_repairing_what_keeps_everything_changes_nothing_but_rounding(name: str) -> None:
     parent, shape, bank = shared_bank(name)
-    repaired = repair_front_to_back(parent, shape, shape.parent, bank, tokens(batch=24))
+    repaired = repair_front_to_back(parent, shape, shape.parent, bank, Stream(parent, tokens(batch=24)))
     logits = parent(tokens(seed=3)).logits
     torch.testing.assert_close(
         repaired(tokens(seed=3)).logits, logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max())
@@ -236,9 +248,8 @@ def test_repair_changes_neither_the_parent_nor_the_bank(name: str) -> None:
     done: list[int] = []
     for kind in ("narrow", "all at once", "other kind first"):
         architecture = architecture_of_cut(kind, shape)
-        subnet = repair_front_to_back(
-            parent, shape, architecture, bank, tokens(batch=24), progress=done.append
-        )
+        dense = Stream(parent, tokens(batch=24))
+        subnet = repair_front_to_back(parent, shape, architecture, bank, dense, progress=done.append)
         assert torch.isfinite(subnet(tokens()).logits).all()
         storages = {weight.untyped_storage().data_ptr() for weight in subnet.parameters()}
         assert not storages & {value.untyped_storage().data_ptr() for value in parent.state_dict().values()}
@@ -272,11 +283,11 @@ def random_architecture(shape: Shape, seed: int) -> Architecture:
 def test_front_to_back_repair_ends_nearer_to_the_dense_stream_than_one_pass(name: str) -> None:
     parent, shape, _, bank = prepared(name)
     windows = tokens(batch=24)
-    dense = behind(parent, windows)
+    dense, stream = behind(parent, windows), Stream(parent, windows)
     cuts = [architecture_of_cut(kind, shape) for kind in CUTS]
     for architecture in [*cuts, *(random_architecture(shape, seed) for seed in range(12))]:
         once = behind(cut(parent, shape, architecture, bank), windows)
-        twice = behind(repair_front_to_back(parent, shape, architecture, bank, windows), windows)
+        twice = behind(repair_front_to_back(parent, shape, architecture, bank, stream), windows)
         assert (twice - dense).square().mean() <= (once - dense).square().mean(), architecture
 
 
@@ -285,7 +296,7 @@ def test_the_last_output_matrix_is_the_best_there_is(name: str) -> None:
     parent, shape, _, bank = prepared(name)
     windows = tokens(batch=24)
     architecture = architecture_of_cut("narrow", shape)
-    repaired = repair_front_to_back(parent, shape, architecture, bank, windows)
+    repaired = repair_front_to_back(parent, shape, architecture, bank, Stream(parent, windows))
     dense, last = behind(parent, windows), blocks_of(repaired)[-1].mlp.down_proj
     best = (behind(repaired, windows) - dense).square().mean()
     found = last.weight.clone()

@@ -58,7 +58,7 @@ def test_the_attended_inputs_replay_the_attention(name: str) -> None:
     parent, shape = permuted_parent(name)
     stream = Stream(parent, tokens(), 2)
     layer, arguments = blocks_of(parent)[0], stream.arguments[0]
-    x = getattr(layer, family_of(parent.config).attention_pre)(stream.states[0])
+    x = getattr(layer, family_of(parent.config).attention_pre)(stream.before(0)[0])
     attention = layer.self_attn
     dim, queries = shape.head_dim, shape.queries_per_group
     call = attention_call(attention, arguments, x)
@@ -81,7 +81,7 @@ def test_refitting_values_lowers_the_error_it_minimises_and_says_what_is_left(na
     subnet = cut(parent, shape, Architecture(shape.hidden, blocks), own=True)
     stream = Stream(parent, tokens(length=12, batch=24), 8)
     layer, source, arguments = blocks_of(subnet)[0], blocks_of(parent)[0], stream.arguments[0]
-    inputs = [getattr(source, family_of(parent.config).attention_pre)(h) for h in stream.states]
+    inputs = [getattr(source, family_of(parent.config).attention_pre)(h) for h in stream.before(0)]
     wanted = [source.self_attn(hidden_states=x, **arguments)[0] for x in inputs]
 
     def missing() -> list[torch.Tensor]:

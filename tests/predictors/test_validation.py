@@ -14,7 +14,7 @@ from predictors.protocol import Features, Scores
 from predictors.ridge import StandardisedRidge
 from predictors.validation import out_of_fold, verdict
 
-KEYS = {"kendall_tau", "kendall_tau_in_band", "precision_at_k", "regret", "r2", "folds", "pairs", "k", "band"}
+KEYS = {"kendall_tau", "kendall_tau_in_band", "precision_at_k", "regret", "r2", "pairs", "k", "band"}
 
 
 def toy(rows: int, seed: int = 0) -> tuple[Features, Scores, Scores]:
@@ -68,19 +68,21 @@ def test_as_many_folds_as_rows_is_leave_one_out() -> None:
 
 def test_the_truth_is_without_fault() -> None:
     X, y, cost = toy(100)
-    told = verdict(KnowsTheTruth, X, y, cost, 0.55)
+    told = verdict(y, out_of_fold(KnowsTheTruth, X, y, repeats=3), cost, 0.55)
     assert set(told) >= KEYS
     assert told["kendall_tau"] == pytest.approx(1)
     assert told["kendall_tau_in_band"] == pytest.approx(1)
     assert told["precision_at_k"] == 1
     assert told["regret"] == 0
     assert told["r2"] == 1
-    assert (told["pairs"], told["folds"], told["repeats"]) == (100, 5, 3)
+    assert (told["pairs"], told["repeats"]) == (100, 3)
 
 
 def test_guessing_is_told_from_knowing() -> None:
     X, y, cost = toy(120)
-    guessed, learned = (verdict(make, X, y, cost, 0.55) for make in (Guesses, StandardisedRidge))
+    guessed, learned = (
+        verdict(y, out_of_fold(make, X, y, repeats=3), cost, 0.55) for make in (Guesses, StandardisedRidge)
+    )
     assert abs(guessed["kendall_tau"]) < 0.2
     assert learned["kendall_tau"] > 0.7
     assert learned["kendall_tau_in_band"] > guessed["kendall_tau_in_band"] + 0.3
@@ -93,7 +95,7 @@ def test_guessing_is_told_from_knowing() -> None:
 @pytest.mark.parametrize("name", ["xgboost", "ridge"])
 def test_ten_pairs_are_enough(name: str) -> None:
     X, y, cost = toy(10)
-    told = verdict(lambda: make_predictor(name), X, y, cost, 0.55, repeats=1)
+    told = verdict(y, out_of_fold(lambda: make_predictor(name), X, y), cost, 0.55)
     assert not any(isnan(value) for value in told.values())
     assert (told["rows_in_band"], told["k"]) == (10, 2)
     assert told["band"] == pytest.approx(np.max(np.abs(cost - 0.55)) / 0.55)
@@ -101,22 +103,25 @@ def test_ten_pairs_are_enough(name: str) -> None:
 
 def test_the_band_says_how_wide_it_had_to_be() -> None:
     X, y, cost = toy(300)
-    asked = verdict(StandardisedRidge, X, y, cost, 0.55, repeats=1)
+    held_out = out_of_fold(StandardisedRidge, X, y)
+    asked = verdict(y, held_out, cost, 0.55)
     assert asked["band"] == 0.05 and asked["rows_in_band"] >= 20
-    edge = verdict(StandardisedRidge, X, y, cost, 0.3, repeats=1)
+    edge = verdict(y, held_out, cost, 0.3)
     assert edge["band"] > 0.05 and edge["rows_in_band"] >= 20
-    assert verdict(StandardisedRidge, X, y, cost, 0.55, repeats=1, k=1000)["k"] == asked["rows_in_band"]
+    assert verdict(y, held_out, cost, 0.55, k=1000)["k"] == asked["rows_in_band"]
 
 
 def test_errors_are_sentences_with_numbers() -> None:
     X, y, cost = toy(10)
-    with pytest.raises(ValueError, match="at least 10 pairs with one cost each, got 9 scores and 9 costs"):
-        verdict(StandardisedRidge, X[:9], y[:9], cost[:9], 0.5)
-    with pytest.raises(ValueError, match="got 10 scores and 9 costs"):
-        verdict(StandardisedRidge, X, y, cost[:9], 0.5)
+    with pytest.raises(ValueError, match="at least 10 pairs .* got 9 scores, 9 predictions and 9 costs"):
+        verdict(y[:9], y[:9], cost[:9], 0.5)
+    with pytest.raises(ValueError, match="got 10 scores, 10 predictions and 9 costs"):
+        verdict(y, y, cost[:9], 0.5)
+    with pytest.raises(ValueError, match="got 10 scores, 9 predictions and 10 costs"):
+        verdict(y, y[None, :9], cost, 0.5)
     with pytest.raises(ValueError, match="got 11 folds, 10 pairs"):
         out_of_fold(StandardisedRidge, X, y, folds=11)
     with pytest.raises(ValueError, match="9 rows of features for 10 scores"):
         out_of_fold(StandardisedRidge, X[:9], y)
     with pytest.raises(ValueError, match="positive cost, got -1"):
-        verdict(StandardisedRidge, X, y, cost, -1)
+        verdict(y, y, cost, -1)
