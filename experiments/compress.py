@@ -45,7 +45,7 @@ from nas.baselines import dropped_layers, random_cuts, uniform_cuts
 from nas.building import SubnetMeter, build_pairs, table
 from nas.cost import CostModel, budget_of
 from nas.encoding import Encoding
-from nas.evaluate import evaluate
+from nas.evaluate import evaluate, evaluate_all
 from nas.exploration import explore
 from nas.export import needs_code, save_checkpoint
 from nas.families import shape_of
@@ -297,14 +297,12 @@ def main(settings: Settings) -> None:
     with stages("evaluate"):
         names = list(models)
         latencies = measure_latency([prepared.parent, *models.values()], context=settings.seq_len)
+        tested = evaluate_all(
+            [*models.values()], on_test, parent=prepared.parent, batch_size=settings.batch_size
+        )
         records = {}
-        for name, latency in zip(names, latencies[1:], strict=True):
-            scores = {
-                "validation": validated[name],
-                "test": evaluate(
-                    models[name], on_test, parent=prepared.parent, batch_size=settings.batch_size
-                ),
-            }
+        for name, latency, test in zip(names, latencies[1:], tested, strict=True):
+            scores = {"validation": validated[name], "test": test}
             records[name] = model_record(
                 architectures[name], cost, scores, latency, evaluations=evaluations[name]
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -44,7 +44,6 @@ class Scores:
         return {**asdict(self), "perplexity": self.perplexity}
 
 
-@torch.no_grad()
 def evaluate(
     model: PreTrainedModel,
     windows: Tensor,
@@ -59,27 +58,47 @@ def evaluate(
     rounding of the forward pass itself. With a `parent` the divergence from it is measured too, at the price
     of a second forward pass. `progress` is told how many windows are done.
     """
-    sums = torch.zeros(3, dtype=torch.float64)
+    return evaluate_all([model], windows, batch_size=batch_size, parent=parent, progress=progress)[0]
+
+
+@torch.no_grad()
+def evaluate_all(
+    models: Sequence[PreTrainedModel],
+    windows: Tensor,
+    *,
+    batch_size: int = 8,
+    parent: PreTrainedModel | None = None,
+    progress: Callable[[int], object] = lambda done: None,
+) -> list[Scores]:
+    """`evaluate` for several models side by side, which share the parent's forward passes."""
+    sums = torch.zeros(len(models), 3, dtype=torch.float64)
     tokens = 0
     for batch in windows.split(batch_size):
-        batch = batch.to(model.device)
-        logits = model(batch, use_cache=False).logits  # (batch, seq_len, vocab)
-        reference = None if parent is None else parent(batch, use_cache=False).logits
-        rows = max(1, TOGETHER[logits.device.type == "cpu"] // logits.shape[-1])
-        parts = [
-            summed(
-                logits[window, at : at + rows],
-                batch[window, at + 1 : at + rows + 1],
-                None if reference is None else reference[window, at : at + rows],
-            )
-            for window in range(len(batch))
-            for at in range(0, batch.shape[1] - 1, rows)
-        ]
-        sums += torch.stack(parts).sum(0).cpu()
+        reference = None if parent is None else parent(batch.to(parent.device), use_cache=False).logits
+        for index, model in enumerate(models):
+            sums[index] += _batch_sums(model, batch.to(model.device), reference)
         tokens += batch[:, 1:].numel()
         progress(len(batch))
-    nll, hits, kl = (sums / tokens).tolist()
-    return Scores(nll, hits, tokens, None if parent is None else kl)
+    return [
+        Scores(nll, hits, tokens, None if parent is None else kl)
+        for nll, hits, kl in (sums / tokens).tolist()
+    ]
+
+
+def _batch_sums(model: PreTrainedModel, batch: Tensor, reference: Tensor | None) -> Tensor:
+    """`summed` over a batch (windows, seq_len), with the parent's logits of it or none."""
+    logits = model(batch, use_cache=False).logits
+    rows = max(1, TOGETHER[logits.device.type == "cpu"] // logits.shape[-1])
+    parts = [
+        summed(
+            logits[window, at : at + rows],
+            batch[window, at + 1 : at + rows + 1],
+            None if reference is None else reference[window, at : at + rows],
+        )
+        for window in range(len(batch))
+        for at in range(0, batch.shape[1] - 1, rows)
+    ]
+    return torch.stack(parts).sum(0).cpu()
 
 
 def summed(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:

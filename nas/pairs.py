@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import TrialState, create_trial
 
 from data.errors import InputError
@@ -66,11 +67,33 @@ def open_storage(location: str) -> BaseStorage:
 
 
 def _check_whole(journal: Path) -> None:
-    """Raise `ValueError` unless every line is whole: Optuna would write behind a torn one and spoil both."""
-    lines = journal.read_bytes().splitlines(keepends=True) if journal.exists() else []
-    for number, line in enumerate(lines, 1):
-        if not line.endswith(b"\n") or not isinstance(json.loads(line), dict):
-            raise ValueError(f"line {number} is torn")
+    """Raise `ValueError` unless every line is a record.
+
+    A writer that was killed may leave a last line without its end. Optuna would write behind it and spoil
+    both, so that it is ended where the record is whole and cut off where it is not: that pair was not stored.
+    """
+    whole, _, torn = journal.read_bytes().rpartition(b"\n") if journal.exists() else (b"", b"", b"")
+    for number, line in enumerate(whole.split(b"\n") if whole else [], 1):
+        if not isinstance(json.loads(line), dict):
+            raise ValueError(f"line {number} is no record")
+    if not torn:
+        return
+    if not torn.startswith(b'{"op_code"'[: len(torn)]):
+        raise ValueError("its end is no record")
+    lock = JournalFileSymlinkLock(str(journal))
+    lock.acquire()  # so that no other process is in the middle of this very line
+    try:
+        if journal.read_bytes().endswith(b"\n"):
+            return
+        try:
+            json.loads(torn)
+        except ValueError:
+            os.truncate(journal, journal.stat().st_size - len(torn))
+        else:
+            with journal.open("ab") as file:
+                file.write(b"\n")
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -115,13 +138,9 @@ class Pairs:
             raise InputError(
                 f"the pair store {location} is damaged ({_first_line(error)}); move it away to start afresh"
             ) from error
-        self._known = {pair.architecture for pair in self._pairs}
 
     def __len__(self) -> int:
         return len(self._pairs)
-
-    def __contains__(self, architecture: Architecture) -> bool:
-        return architecture in self._known
 
     @property
     def all(self) -> list[Pair]:
@@ -141,7 +160,6 @@ class Pairs:
         self._study.add_trial(create_trial(value=score, user_attrs=attributes))
         pair = Pair(architecture, score, origin)
         self._pairs.append(pair)
-        self._known.add(architecture)
         return pair
 
 

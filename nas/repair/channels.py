@@ -1,4 +1,4 @@
-"""Refit what FFN channels carry: up-projections and output columns of a cut MLP, by least squares."""
+"""Refit what FFN channels carry: the projections into and out of a cut MLP, by least squares."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from nas.calibration import GramSum
 from nas.linear import conjugate_gradients, damped, ridge, strength
 
+SHORTER = (1.0, 0.5, 0.25)
+"""Shares of a step that are tried in turn until one lowers the error."""
+
 
 def refit_channels(
     mlp: nn.Module,
@@ -18,57 +21,109 @@ def refit_channels(
     *,
     damping: float,
     output_damping: float,
+    sweeps: int = 4,
     steps: int = 4,
 ) -> None:
-    """Refit up_proj, then down_proj, of a gated MLP in place.
+    """Refit gate_proj and up_proj, then down_proj, of a gated MLP in place, `sweeps` times.
 
-    With the gates s = act(G x) and the output matrix W fixed, the MLP W (s * U x) is linear in U: min over
-    dU of E||r - W (s * dU x)||^2 + sum_c lambda_c ||dU_c||^2, with r what the MLP leaves of its target, is a
-    least-squares problem. Where channels were cut, those that stay had better read other directions of x
-    than they did. The normal equations couple all channels, kept * hidden unknowns; a few steps of conjugate
-    gradients come close to their solution and regularise by stopping early. lambda_c is `damping` times what
-    the channel's gate and output weights pass on of the input's mean power. Then W is refitted to the new
-    channels, pulled towards the present one by `output_damping`.
+    Where channels were cut, those that stay had better read other directions of x than they did. The MLP
+    W h, h = act(G x) * U x, is linear in U and nearly so in a small change of G (Gauss-Newton):
+
+        dh = J (dU, dG) x,   J (dU, dG) x = act(G x) * dU x + act'(G x) * U x * dG x
+
+    so that min over (dU, dG) of E||r - W dh||^2 + sum_c lambda_c ||(dU, dG)_c||^2, with r what the MLP leaves
+    of its target, is a least-squares problem in 2 * kept * hidden unknowns. A few steps of conjugate
+    gradients come close to its solution and regularise by stopping early; each sweep takes them on its own
+    share of the batches. lambda_c is `damping` times what the row's factor and output weights pass on of the
+    input's mean power. The change is halved, or dropped, while it raises the true error on all batches. Then
+    W is refitted to the new channels, pulled towards the present one by `output_damping`, so that no part of
+    this raises the error on these inputs.
 
     `inputs` are the normed inputs in batches (batch, seq_len, hidden), `residual` the target minus the MLP's
-    present output without its bias, batch by batch. Takes the memory of the MLP's hidden activations.
+    present output without its bias, batch by batch. Takes the memory of three times the MLP's activations.
     """
-    up, down = mlp.up_proj, mlp.down_proj
-    weight = down.weight.float()  # (hidden, P)
-    gates = [mlp.act_fn(mlp.gate_proj(x)).flatten(0, -2).float() for x in inputs]  # (tokens, P) each
-    flat = [x.flatten(0, -2).float() for x in inputs]
-    hidden = [gate * up(x).flatten(0, -2).float() for gate, x in zip(gates, inputs, strict=True)]
+    gate, up, down = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+    flat = [x.flatten(0, -2) for x in inputs]  # (tokens, hidden) each
     left = [rest.flatten(0, -2).float() for rest in residual]
-    wanted = [rest + h @ weight.T for rest, h in zip(left, hidden, strict=True)]
-    del hidden
+    wanted = [rest + _through(down, _hidden(mlp, x)) for rest, x in zip(left, flat, strict=True)]
+    for sweep in range(sweeps):
+        share = slice(sweep % len(flat), None, sweeps) if len(flat) >= sweeps else slice(None)
+        factors = [
+            (opened, slope * up(x)) for x in flat[share] for opened, slope in (_act(mlp.act_fn, gate(x)),)
+        ]
+        change = _step(down.weight.float(), flat[share], factors, left[share], damping, steps)
+        before, present = _squares(left), [linear.weight.data for linear in (up, gate)]
+        for length in (*SHORTER, 0.0):
+            for linear, old, move in zip((up, gate), present, change.chunk(2), strict=True):
+                linear.weight.data = (old.double() + length * move).to(old.dtype)
+            hidden = [_hidden(mlp, x) for x in flat]
+            left = [goal - _through(down, h) for goal, h in zip(wanted, hidden, strict=True)]
+            if _squares(left) <= before:
+                break
+        gram, cross = GramSum(), GramSum()
+        for h, goal in zip(hidden, wanted, strict=True):
+            gram.add(h)
+            cross.add(goal, h)
+        fitted = ridge(gram.mean, cross.mean, down.weight.double(), output_damping)
+        down.weight.data = fitted.to(down.weight.dtype)
+        left = [goal - _through(down, h) for goal, h in zip(wanted, hidden, strict=True)]
 
-    gram, seen = GramSum(), GramSum()
-    for x, gate, rest in zip(flat, gates, left, strict=True):
+
+def _hidden(mlp: nn.Module, x: Tensor) -> Tensor:
+    hidden: Tensor = mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x)
+    return hidden
+
+
+def _through(down: nn.Linear, hidden: Tensor) -> Tensor:
+    """An MLP's output without its bias, in float32."""
+    return hidden.float() @ down.weight.float().T
+
+
+def _squares(parts: Sequence[Tensor]) -> float:
+    return sum(float(part.double().square().sum()) for part in parts)
+
+
+def _step(
+    weight: Tensor,
+    inputs: Sequence[Tensor],
+    factors: Sequence[tuple[Tensor, Tensor]],
+    residual: Sequence[Tensor],
+    damping: float,
+    steps: int,
+) -> Tensor:
+    """The change (2 P, hidden) of up_proj over that of gate_proj, see `refit_channels`.
+
+    `weight` (hidden, P), `inputs` (tokens, hidden), `factors` the diagonals of J for both, (tokens, P) each,
+    `residual` (tokens, hidden).
+    """
+    gram, slope = GramSum(), GramSum()
+    power = torch.zeros(2 * weight.shape[1], dtype=torch.float64, device=weight.device)
+    for x, factor, rest in zip(inputs, factors, residual, strict=True):
+        back = rest.float() @ weight
         gram.add(x)
-        seen.add((rest @ weight) * gate, x)
-    power = torch.stack([gate.double().square().sum(0) for gate in gates]).sum(0) / gram.count
-    passed = weight.double().square().sum(0) * power  # (P,)
+        slope.add(torch.cat([back * each.float() for each in factor], dim=1), x)
+        power += torch.cat([each.double().square().sum(0) for each in factor])
+    passed = weight.double().square().sum(0).repeat(2) * power / gram.count  # (2 P,)
     passed = passed.clamp_min(1e-9 * float(passed.max()) or 1.0)[:, None]
     pull = strength(gram.mean, damping)
     inverse = torch.linalg.inv(damped(gram.mean, damping))
-    narrow = weight.shape[1] < 2 * weight.shape[0]
-    through = weight.T @ weight if narrow else None  # W^T W, where that is the smaller way
 
     def normal(change: Tensor) -> Tensor:
-        product, single = GramSum(), change.float()
-        for x, gate in zip(flat, gates, strict=True):
-            moved = (x @ single.T) * gate
-            back = moved @ through if through is not None else (moved @ weight.T) @ weight
-            product.add(back * gate, x)
+        """J^T W^T W J of a change, and its damping."""
+        product, (of_up, of_gate) = GramSum(), change.float().chunk(2)
+        for x, (opened, sloped) in zip(inputs, factors, strict=True):
+            moved = (x.float() @ of_up.T) * opened + (x.float() @ of_gate.T) * sloped  # dh
+            back = (moved @ weight.T) @ weight
+            product.add(torch.cat([back * opened, back * sloped], dim=1), x)
         return product.mean + pull * passed * change
 
-    change = conjugate_gradients(normal, lambda v: (v / passed) @ inverse, seen.mean, steps=steps)
-    up.weight.data = (up.weight.double() + change).to(up.weight.dtype)
+    return conjugate_gradients(normal, lambda v: (v / passed) @ inverse, slope.mean, steps=steps)
 
-    gram, cross = GramSum(), GramSum()
-    for x, gate, goal in zip(inputs, gates, wanted, strict=True):
-        h = gate * up(x).flatten(0, -2).float()
-        gram.add(h)
-        cross.add(goal, h)
-    fitted = ridge(gram.mean, cross.mean, down.weight.double(), output_damping)
-    down.weight.data = fitted.to(down.weight.dtype)
+
+@torch.enable_grad()
+def _act(act: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """An elementwise function and its derivative at x."""
+    at = x.detach().requires_grad_()
+    value = act(at)
+    (slope,) = torch.autograd.grad(value.sum(), at)
+    return value.detach(), slope

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from nas.evaluate import Scores, evaluate
+from nas.evaluate import Scores, evaluate, evaluate_all
 from nas.latency import measure_latency
 from nas.subnet import cut
 from tests.nas.tiny_models import PARENTS, VOCAB, architecture_of_cut, permuted_parent, tiny_parent, tokens
@@ -75,6 +75,13 @@ def test_divergence_is_that_of_the_parent_from_the_model() -> None:
         q, p = (each(windows).logits[:, :-1].double().log_softmax(-1) for each in (model, parent))
     expected = float((p.exp() * (p - q)).sum(-1).mean())
     assert evaluate(model, windows, parent=parent).kl == pytest.approx(expected, rel=1e-5)
+
+
+def test_models_side_by_side_score_what_each_scores_alone() -> None:
+    models, parent = [tiny_parent("llama", seed=seed) for seed in (1, 2)], tiny_parent("llama")
+    together = evaluate_all(models, tokens(batch=5), batch_size=2, parent=parent)
+    assert together == [evaluate(m, tokens(batch=5), batch_size=2, parent=parent) for m in models]
+    assert together[0] != together[1]
 
 
 def test_windows_do_not_see_one_another() -> None:

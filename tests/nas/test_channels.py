@@ -1,0 +1,75 @@
+"""Refitting channels: what it must find, and that it never makes an MLP worse."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nas.architecture import Architecture, Block
+from nas.families import blocks_of, family_of
+from nas.repair.channels import refit_channels
+from nas.repair.stream import Stream
+from nas.subnet import cut
+from tests.nas.tiny_models import PARENTS, permuted_parent, tokens
+
+
+def narrowed(name: str) -> tuple[nn.Module, nn.Module, list[Tensor]]:
+    """An MLP of a parent, the same with half of its channels, and normed inputs of both."""
+    parent, shape = permuted_parent(name)
+    full = (shape.kv_groups, shape.queries_per_group)
+    blocks = tuple(Block(i, *full, shape.ffn // 2) for i in range(shape.blocks))
+    subnet = cut(parent, shape, Architecture(shape.hidden, blocks), own=True)
+    dense, mine = blocks_of(parent)[0], blocks_of(subnet)[0].mlp
+    stream = Stream(parent, tokens(length=12, batch=24), 8)
+    return dense.mlp, mine, [getattr(dense, family_of(parent.config).mlp_pre)(h) for h in stream.middle(0)]
+
+
+def left(mlp: nn.Module, inputs: list[Tensor], goals: list[Tensor]) -> list[Tensor]:
+    return [goal - mlp(x) for goal, x in zip(goals, inputs, strict=True)]
+
+
+def squares(parts: list[Tensor]) -> float:
+    return sum(float(part.double().square().sum()) for part in parts)
+
+
+@pytest.mark.parametrize("name", PARENTS)
+@pytest.mark.parametrize("steps", [1, 4])
+def test_refitting_channels_lowers_the_error_it_minimises(name: str, steps: int) -> None:
+    dense, mine, inputs = narrowed(name)
+    goals = [dense(x) for x in inputs]
+    before = left(mine, inputs, goals)
+    refit_channels(mine, inputs, before, damping=1e-3, output_damping=1e-3, steps=steps)
+    assert squares(left(mine, inputs, goals)) < 0.99 * squares(before)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-biased", "gemma2"])
+def test_projections_that_explain_the_target_are_found(name: str) -> None:
+    _, mine, inputs = narrowed(name)
+    other = copy.deepcopy(mine)
+    other.up_proj.weight.data += 0.3 * torch.randn(
+        other.up_proj.weight.shape, generator=torch.Generator().manual_seed(0)
+    )
+    goals = [other(x) for x in inputs]
+    before = left(mine, inputs, goals)
+    for _ in range(8):  # Gauss-Newton: each goes most of the way that is left
+        missing = left(mine, inputs, goals)
+        refit_channels(mine, inputs, missing, damping=1e-9, output_damping=1e-9, steps=60)
+    assert squares(left(mine, inputs, goals)) < 1e-4 * squares(before)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-biased"])
+def test_nothing_missing_nothing_changed(name: str) -> None:
+    _, mine, inputs = narrowed(name)
+    before = {key: value.clone() for key, value in mine.state_dict().items()}
+    refit_channels(mine, inputs, [torch.zeros_like(x) for x in inputs], damping=1e-1, output_damping=1e-2)
+    for key, value in mine.state_dict().items():
+        torch.testing.assert_close(value, before[key], rtol=1e-4, atol=1e-5)
+
+
+def test_a_dead_mlp_is_no_obstacle() -> None:
+    dense, mine, inputs = narrowed("llama")
+    mine.down_proj.weight.data.zero_()
+    mine.gate_proj.weight.data[0] = 0.0  # a channel that never opens
+    refit_channels(mine, inputs, [dense(x) for x in inputs], damping=1e-1, output_damping=1e-2)
+    assert all(torch.isfinite(weight).all() for weight in mine.parameters())
