@@ -84,6 +84,19 @@ def spread(windows: Tensor, count: int) -> LongTensor:
     return windows[torch.arange(count) * len(windows) // count]  # type: ignore[return-value]
 
 
+def spread_apart(windows: Tensor, first: int, second: int) -> tuple[LongTensor, LongTensor]:
+    """`spread` of `first` windows and, none of these among them, of `second` others, shapes as there.
+
+    Where the text is too short for both, the second are fewer; where none is left, they are the first.
+    """
+    _check_count(len(windows), first)
+    taken = torch.arange(first) * len(windows) // first
+    rest = torch.ones(len(windows), dtype=torch.bool)
+    rest[taken] = False
+    others = windows[rest] if rest.any() else windows
+    return windows[taken], spread(others, min(second, len(others)))  # type: ignore[return-value]
+
+
 def _check_count(available: int, count: int) -> None:
     if count < 1:
         raise InputError(f"{count} windows were asked for: ask for 1 to {available}")

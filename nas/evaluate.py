@@ -76,7 +76,9 @@ def evaluate_all(
     for batch in windows.split(batch_size):
         reference = None if parent is None else parent(batch.to(parent.device), use_cache=False).logits
         for index, model in enumerate(models):
-            sums[index] += _batch_sums(model, batch.to(model.device), reference)
+            own = reference if model is parent else None
+            logits = model(batch.to(model.device), use_cache=False).logits if own is None else own
+            sums[index] += _batch_sums(logits, batch.to(logits.device), reference)
         tokens += batch[:, 1:].numel()
         progress(len(batch))
     return [
@@ -85,9 +87,8 @@ def evaluate_all(
     ]
 
 
-def _batch_sums(model: PreTrainedModel, batch: Tensor, reference: Tensor | None) -> Tensor:
-    """`summed` over a batch (windows, seq_len), with the parent's logits of it or none."""
-    logits = model(batch, use_cache=False).logits
+def _batch_sums(logits: Tensor, batch: Tensor, reference: Tensor | None) -> Tensor:
+    """`summed` over a batch (windows, seq_len), of its logits and the parent's, if any."""
     rows = max(1, TOGETHER[logits.device.type == "cpu"] // logits.shape[-1])
     parts = [
         summed(

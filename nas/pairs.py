@@ -78,7 +78,7 @@ def _check_whole(journal: Path) -> None:
             raise ValueError(f"line {number} is no record")
     if not torn:
         return
-    if not torn.startswith(b'{"op_code"'[: len(torn)]):
+    if not torn.startswith(b'{"op_code"'):
         raise ValueError("its end is no record")
     lock = JournalFileSymlinkLock(str(journal))
     lock.acquire()  # so that no other process is in the middle of this very line

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 import data.windows
 from data.errors import InputError
-from data.windows import draw, encode, spread, tokenizer_digest, windows
+from data.windows import draw, encode, spread, spread_apart, tokenizer_digest, windows
 
 
 def tokenizer_of(words: str) -> PreTrainedTokenizerFast:
@@ -124,6 +124,21 @@ def test_spread_windows_are_even(sizes: tuple[int, int]) -> None:
     assert chosen[0] == 0 and len(chosen) == count
     assert len(steps) == 0 or (steps.min() >= 1 and steps.max() - steps.min() <= 1)
     assert available - chosen[-1] <= available / count + 1
+
+
+@given(counts, st.integers(1, 60))
+def test_windows_spread_apart_have_none_in_common_while_there_are_any(
+    sizes: tuple[int, int], more: int
+) -> None:
+    available, count = sizes
+    every = windows(np.arange(available, dtype=np.int32), 1)
+    first, second = spread_apart(every, count, more)
+    assert torch.equal(first, spread(every, count))
+    if count == available:
+        assert len(second) == min(more, available)
+    else:
+        assert not set(first[:, 0].tolist()) & set(second[:, 0].tolist())
+        assert len(second) == len(set(second[:, 0].tolist())) == min(more, available - count)
 
 
 def test_every_window_may_be_drawn() -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, dynamic_module_utils
 
 from data.corpus import load_corpus
-from data.windows import encode, spread, windows
+from data.windows import encode, spread, spread_apart, windows
 from experiments import compress
 from nas.architecture import Architecture
 from nas.evaluate import evaluate
@@ -80,8 +81,12 @@ def test_the_checkpoint_scores_what_is_reported(finished: Path, toy: Path) -> No
     model = AutoModelForCausalLM.from_pretrained(finished / "checkpoint", trust_remote_code=True)
     tokenizer = AutoTokenizer.from_pretrained(finished / "checkpoint")
     corpus = load_corpus(str(toy / "corpus"))
-    for split, name in (("test", "test"), ("validation", "validation")):
-        texts = spread(windows(encode(tokenizer, corpus.split(split)), SEQ_LEN), 6)
+    test, validation = (
+        windows(encode(tokenizer, corpus.split(split)), SEQ_LEN) for split in ("test", "validation")
+    )
+    searched, chosen_on = spread_apart(validation, 4, 6)
+    assert not any(torch.equal(a, b) for a in searched for b in chosen_on)
+    for name, texts in (("test", spread(test, 6)), ("validation", chosen_on)):
         scores = evaluate(model.eval(), texts)
         assert scores.perplexity == report["subnet"]["scores"][name]["perplexity"]
         assert scores.accuracy == report["subnet"]["scores"][name]["accuracy"]
