@@ -57,7 +57,7 @@ from nas.parent import choose_device, choose_dtype, digest_of, load_parent
 from nas.prepare import FORMAT, prepare
 from nas.proposals import check_reachable
 from nas.refinement import refine
-from nas.repair.sequential import repair_front_to_back
+from nas.repair.sequential import Damping, repair_front_to_back
 from nas.repair.stream import Stream
 from nas.report import check_report, terminal_table, write_html, write_json
 from nas.sampling import SAMPLERS, Hints
@@ -112,7 +112,7 @@ class Settings:
     )
     trials: int = option(240, "Optuna trials a round", group="search")
     refinements: int = option(
-        16,
+        24,
         "subnets measured under front-to-back repair, in a local search from the best pairs",
         group="search",
     )
@@ -245,13 +245,20 @@ def main(settings: Settings) -> None:
 
         def repaired_score(widths: Widths) -> float:
             model = repair_front_to_back(
-                prepared.parent, shape, architecture_of(widths, shape), prepared.bank, sparse
+                prepared.parent,
+                shape,
+                architecture_of(widths, shape),
+                prepared.bank,
+                sparse,
+                damping=Damping(channels=None),  # which few windows cannot determine
             )
             return evaluate(model, on_pairs, batch_size=settings.batch_size).score
 
         ordered = sorted(explored.pairs, key=lambda pair: -pair.score)
         if settings.refinements:
-            repaired = Setting({**setting.fields, "repair": "front to back", "windows": len(few)})
+            repaired = Setting(
+                {**setting.fields, "repair": "front to back", "windows": len(few), "channels": None}
+            )
             rows = space.indices(table(ordered, shape)[0])
             ordered = refine(
                 space, budget, repaired_score, explored.predict, rows, Pairs(store, repaired), rng,
@@ -347,7 +354,8 @@ def main(settings: Settings) -> None:
                 "window": f"{settings.seq_len} tokens, the first of each is not predicted",
                 "calibration": f"{len(calibration)} training windows",
                 "pairs": f"{len(on_pairs)} validation windows, one-pass repair",
-                "refinement": f"the same windows, front-to-back repair on {len(few)} training windows",
+                "refinement": f"the same windows, front-to-back repair on {len(few)} training windows, "
+                "channels not refitted",
                 "validation": f"{len(on_final)} other validation windows, on which finalists were chosen",
                 "test": f"{len(on_test)} test windows; KL is KL(parent || model) on them",
             },

@@ -133,3 +133,15 @@ def keep_attention(space: SearchSpace, rows: Indices) -> Indices:
         column = min((k for k in range(0, rows.shape[1], 3) if space.choices[k][-1] > 0), key=least)
         rows[dead, column] = int(space.choices[column][0] == 0)
     return rows
+
+
+def apart(indices: Indices, count: int, distance: int) -> Indices:
+    """Which of the rows (n, knobs), taken in their order, differ from all taken before in at least `distance`
+    knobs: at most `count` row numbers."""
+    chosen: list[int] = []
+    for number, row in enumerate(indices):
+        if len(chosen) == count:
+            break
+        if not len(chosen) or ((indices[chosen] != row).sum(1) >= distance).all():
+            chosen.append(number)
+    return np.array(chosen, dtype=np.int64)

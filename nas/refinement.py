@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from nas.cost import Budget
 from nas.pairs import Pair, Pairs
-from nas.proposals import Indices, fit, mutate
+from nas.proposals import Indices, apart, fit, mutate
 from nas.search import Predict
 from nas.shape import Widths, architecture_of
 from nas.space import SearchSpace
@@ -39,7 +39,8 @@ def refine(
 ) -> list[Pair]:
     """The refined pairs, best first, after `evaluations` of `score`, all stored in `pairs`.
 
-    The first third goes to the given `rows` in their order. Then, one at a time, the most promising child of
+    The first third goes to the given `rows` in their order, leaving out what is much like one before: among
+    the best, one-pass scores tell little. Then, one at a time, the most promising child of
     the `pool` best is measured: a mutation within the budget, whose score is estimated as its parent's real
     one plus the difference that `predict` (which knows one-pass scores) sees between the two.
     """
@@ -56,7 +57,8 @@ def refine(
         bar.update(1)
 
     with tqdm(total=evaluations, desc="refinement", unit="subnet", disable=quiet, leave=False) as bar:
-        for row in rows[: max(1, evaluations // 3)]:
+        first = apart(rows, max(1, evaluations // 3), distance=rows.shape[1] // 4)
+        for row in rows[first]:
             measure(row)
         for _ in range(evaluations - len(known)):
             best = sorted(known.values(), key=lambda item: -item[1].score)[:pool]

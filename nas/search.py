@@ -14,7 +14,7 @@ from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESample
 
 from nas.cost import Budget
 from nas.pairs import quiet_optuna
-from nas.proposals import Indices, fit, mutate
+from nas.proposals import Indices, apart, fit, mutate
 from nas.shape import Widths
 from nas.space import SearchSpace
 
@@ -101,14 +101,9 @@ def search(
 def spread_out(space: SearchSpace, found: Found, count: int, taken: set[bytes], distance: int = 2) -> Indices:
     """The best `count` rows that differ from each other in at least `distance` knobs and are not `taken`
     (widths as bytes)."""
-    chosen: list[NDArray[np.int64]] = []
-    for row, widths in zip(found.indices, space.widths(found.indices), strict=True):
-        if widths.tobytes() in taken or any((row != other).sum() < distance for other in chosen):
-            continue
-        chosen.append(row)
-        if len(chosen) == count:
-            break
-    return np.array(chosen, dtype=np.int64).reshape(-1, len(space.depths))
+    new = [widths.tobytes() not in taken for widths in space.widths(found.indices)]
+    rows = found.indices[np.array(new, dtype=bool)]
+    return rows[apart(rows, count, distance)]
 
 
 def _quiet_study(sampler: BaseSampler) -> optuna.Study:

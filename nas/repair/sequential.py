@@ -27,13 +27,14 @@ class Damping:
     """Ridge terms relative to the mean diagonal of the input's Gram matrix.
 
     `inputs` pulls the input correction towards the identity, `outputs` the output matrix towards its one-pass
-    repair, `values` the heads' value-output products towards what they are, `channels` the up-projections.
+    repair, `values` the heads' value-output products towards what they are, `channels` the gates and
+    up-projections; without `channels` these are left alone, which takes half the time.
     """
 
     inputs: float = 1e-1
     outputs: float = 1e-2
     values: float = 1e-2
-    channels: float = 1e-1
+    channels: float | None = 1e-1
 
 
 @torch.no_grad()
@@ -99,7 +100,7 @@ def repair_front_to_back(
                 target=behind,
                 dense_output=source.mlp,
                 damping=damping,
-                refit=partial(
+                refit=None if damping.channels is None else partial(
                     refit_channels, mlp, damping=damping.channels, output_damping=damping.outputs
                 ),
             )  # fmt: skip
