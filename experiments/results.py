@@ -201,7 +201,7 @@ def card(report: Mapping[str, Any], architecture: Architecture, shape: Shape, co
             f"units ranked by {settings['ranking']} on {protocol['calibration']}",
             f"{own['evaluations']} subnets really evaluated",
             f"searched with {settings['predictor']} and Optuna",
-            "output matrices refitted front to back in closed form; no training",
+            "repaired front to back, module by module, by least squares on calibration text; no training",
         ],
         protocol=f"{settings['corpus']}: {protocol['validation']}; {protocol['test']}; windows of "
         f"{protocol['window']}; {protocol['dtype']}; parent {report['parent']['digest']}, "

@@ -1,1 +1,1 @@
-"""Closed-form repair of cut modules: no training."""
+"""Repair of cut modules by least squares, one module at a time: no training."""

@@ -1,4 +1,4 @@
-"""Front-to-back repair: every module corrects the errors that were made before it, in closed form."""
+"""Front-to-back repair: every module corrects the errors that were made before it, by least squares."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Refit what heads carry: values and output columns of a cut attention together, in closed form."""
+"""Refit what heads carry: values and output columns of a cut attention together, by least squares."""
 
 from __future__ import annotations
 
