@@ -13,7 +13,6 @@ The same command again goes on where it stopped.
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -21,9 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.corpus import load_corpus
 from data.errors import InputError
-from data.windows import draw, encode, spread, spread_apart, windows
 from experiments.command_line import option, run
 from experiments.results import (
     REPORT,
@@ -41,6 +38,7 @@ from experiments.results import (
     versions,
 )
 from experiments.stages import Stages, say
+from experiments.text import read_text
 from nas.baselines import dropped_layers, random_cuts, uniform_cuts
 from nas.building import SubnetMeter, build_pairs, table
 from nas.cost import CostModel, budget_of
@@ -160,27 +158,28 @@ def main(settings: Settings) -> None:
             cost, settings.keep, settings.max_parameters, settings.max_flops, settings.max_kv_cache
         )
         check_reachable(space, budget)
-        corpus = load_corpus(settings.corpus)
-        tokens = {
-            name: encode(tokenizer, corpus.split(name), settings.cache)
-            for name in ("train", "validation", "test")
+        text = read_text(
+            settings.corpus, tokenizer, shape.vocab, settings.seq_len, rng, settings.cache,
+            calibration=settings.calibration_windows, pairs=settings.pair_windows,
+            final=settings.final_windows, test=settings.test_windows,
+        )  # fmt: skip
+        protocol = {
+            "repair": FORMAT,
+            "parent": parent_digest,
+            "corpus": text.name,
+            "tokens": text.digests,
+            "seq_len": settings.seq_len,
+            "calibration_windows": len(text.calibration),
+            "seed": settings.seed,
+            "dtype": str(dtype),
         }
-        largest = max(int(ids.max(initial=0)) for ids in tokens.values())
-        if largest >= shape.vocab:
-            raise InputError(
-                f"the tokenizer of {settings.parent} gives the id {largest}, and its model ends at "
-                f"{shape.vocab - 1}; give a parent with its own tokenizer"
-            )
-        split = {name: windows(ids, settings.seq_len) for name, ids in tokens.items()}
-        calibration = draw(split["train"], min(settings.calibration_windows, len(split["train"])), rng)
-        on_pairs, on_final = spread_apart(
-            split["validation"], min(settings.pair_windows, len(split["validation"])), settings.final_windows
-        )
-        on_test = spread(split["test"], min(settings.test_windows or len(split["test"]), len(split["test"])))
+        setting = Setting({**protocol, "ranking": settings.ranking, "pair_windows": len(text.pairs)})
+        store = str(settings.out / STORE)
+        pairs = Pairs(store, setting)
 
     with stages("parent"):
-        reference = evaluate(parent, on_pairs, batch_size=settings.batch_size)
-        parent_validation = evaluate(parent, on_final, batch_size=settings.batch_size)
+        reference = evaluate(parent, text.pairs, batch_size=settings.batch_size)
+        parent_validation = evaluate(parent, text.final, batch_size=settings.batch_size)
         for each in (reference, parent_validation):
             if not np.isfinite(each.nll):
                 raise InputError(
@@ -190,25 +189,11 @@ def main(settings: Settings) -> None:
         say(f"parent: perplexity {parent_validation.perplexity:.3f} on validation text")
 
     with stages("rank and repair"):
-        protocol = {
-            "repair": FORMAT,
-            "parent": parent_digest,
-            "corpus": corpus.name,
-            "tokens": {
-                name: hashlib.sha256(ids.tobytes()).hexdigest()[:16]
-                for name, ids in tokens.items()
-                if name != "test"
-            },
-            "seq_len": settings.seq_len,
-            "calibration_windows": len(calibration),
-            "seed": settings.seed,
-            "dtype": str(dtype),
-        }
         prepared = prepare(
             parent,
             shape,
             space,
-            calibration,
+            text.calibration,
             settings.ranking,
             settings.cache,
             protocol,
@@ -218,10 +203,7 @@ def main(settings: Settings) -> None:
         hints = Hints(prepared.influence, prepared.attention_error, prepared.mlp_error)
 
     with stages("pairs and search"):
-        setting = Setting({**protocol, "ranking": settings.ranking, "pair_windows": len(on_pairs)})
-        store = str(settings.out / STORE)
-        pairs = Pairs(store, setting)
-        measure = SubnetMeter(prepared.parent, shape, prepared.bank, on_pairs, settings.batch_size)
+        measure = SubnetMeter(prepared.parent, shape, prepared.bank, text.pairs, settings.batch_size)
         encoding = Encoding(cost, prepared.attention_error, prepared.mlp_error)
         explored = explore(
             space,
@@ -240,7 +222,7 @@ def main(settings: Settings) -> None:
         )
 
     with stages("refine"):
-        few = calibration[:: settings.refine_thinning]
+        few = text.calibration[:: settings.refine_thinning]
         sparse = Stream(prepared.parent, few, settings.batch_size)
 
         def repaired_score(widths: Widths) -> float:
@@ -252,7 +234,7 @@ def main(settings: Settings) -> None:
                 sparse,
                 damping=Damping(channels=None),  # which few windows cannot determine
             )
-            return evaluate(model, on_pairs, batch_size=settings.batch_size).score
+            return evaluate(model, text.pairs, batch_size=settings.batch_size).score
 
         ordered = sorted(explored.pairs, key=lambda pair: -pair.score)
         if settings.refinements:
@@ -266,13 +248,13 @@ def main(settings: Settings) -> None:
             )  # fmt: skip
 
     with stages("finalists"):
-        dense = Stream(prepared.parent, calibration, settings.batch_size)
+        dense = Stream(prepared.parent, text.calibration, settings.batch_size)
         best, chosen, finalists = repair_and_choose(
             prepared,
             shape,
             [pair.architecture for pair in ordered[: settings.finalists]],
             dense,
-            on_final,
+            text.final,
             batch_size=settings.batch_size,
             name="finalists",
         )
@@ -293,7 +275,7 @@ def main(settings: Settings) -> None:
             random_pairs = built if name == "random_search" else random_pairs
             top = sorted(built, key=lambda pair: -pair.score)[: settings.finalists]
             models[name], finalist, _ = repair_and_choose(
-                prepared, shape, [pair.architecture for pair in top], dense, on_final,
+                prepared, shape, [pair.architecture for pair in top], dense, text.final,
                 batch_size=settings.batch_size, name=name,
             )  # fmt: skip
             architectures[name] = finalist.architecture
@@ -305,7 +287,7 @@ def main(settings: Settings) -> None:
         latencies = measure_latency([prepared.parent, *models.values()], context=settings.seq_len)
         parent_test, *tested = evaluate_all(
             [prepared.parent, *models.values()],
-            on_test,
+            text.test,
             parent=prepared.parent,
             batch_size=settings.batch_size,
         )
@@ -348,16 +330,16 @@ def main(settings: Settings) -> None:
             "stages": stages.seconds,
             "forward_seconds": measure.forward_seconds,
             "protocol": {
-                "corpus": f"{corpus.name}: {corpus.source}",
+                "corpus": f"{text.name}: {text.source}",
                 "dtype": str(dtype),
                 "device": str(device),
                 "window": f"{settings.seq_len} tokens, the first of each is not predicted",
-                "calibration": f"{len(calibration)} training windows",
-                "pairs": f"{len(on_pairs)} validation windows, one-pass repair",
+                "calibration": f"{len(text.calibration)} training windows",
+                "pairs": f"{len(text.pairs)} validation windows, one-pass repair",
                 "refinement": f"the same windows, front-to-back repair on {len(few)} training windows, "
                 "channels not refitted",
-                "validation": f"{len(on_final)} other validation windows, on which finalists were chosen",
-                "test": f"{len(on_test)} test windows; KL is KL(parent || model) on them",
+                "validation": f"{len(text.final)} other validation windows, on which finalists were chosen",
+                "test": f"{len(text.test)} test windows; KL is KL(parent || model) on them",
             },
             "versions": versions(),
             "seed": settings.seed,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from data.errors import InputError
 from nas.baselines import dropped_layers, random_cuts, uniform_cuts
 from nas.cost import Budget
-from nas.proposals import Indices, check_reachable, fit, mutate
+from nas.proposals import Indices, apart, check_reachable, fit, mutate
 from nas.pruning import prune
 from nas.sampling import SAMPLERS, starts
 from nas.search import SEARCHERS, Found, search, spread_out
@@ -249,6 +249,19 @@ def test_those_that_are_chosen_are_the_best_that_differ() -> None:
     assert spread_out(space, found, 9, taken).tolist() == rows[[1, 3]].tolist()
     everyone = {widths.tobytes() for widths in space.widths(rows)}
     assert spread_out(space, found, 9, everyone).shape == (0, 6)
+
+
+@given(st.integers(1, 12), st.integers(0, 6), st.integers(0, 2**32))
+def test_rows_apart_are_the_first_that_differ_enough(count: int, distance: int, seed: int) -> None:
+    rows = np.random.default_rng(seed).integers(0, 3, (20, 5))
+    chosen = apart(rows, count, distance).tolist()
+    differ = (rows[:, None] != rows[None]).sum(2)
+    for number in range(chosen[-1] + 1):
+        before = [other for other in chosen if other < number]
+        assert (number in chosen) == all(differ[number, other] >= distance for other in before)
+    assert len(chosen) == count or not any(
+        (differ[number, chosen] >= distance).all() for number in range(chosen[-1] + 1, 20)
+    )
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.05])
