@@ -87,14 +87,16 @@ def spread(windows: Tensor, count: int) -> LongTensor:
 def spread_apart(windows: Tensor, first: int, second: int) -> tuple[LongTensor, LongTensor]:
     """`spread` of `first` windows and, none of these among them, of `second` others, shapes as there.
 
-    Where the text is too short for both, the second are fewer; where none is left, they are the first.
+    Where there are too few windows for both, the first take at most half of them, the second what is left.
+    Raises InputError when there is but one.
     """
-    _check_count(len(windows), first)
-    taken = torch.arange(first) * len(windows) // first
+    if len(windows) < 2:
+        raise InputError("the text fills one window, and two that differ are needed: pass a longer text")
+    first = min(first, len(windows) // 2)
+    taken = spread(torch.arange(len(windows)), first)
     rest = torch.ones(len(windows), dtype=torch.bool)
     rest[taken] = False
-    others = windows[rest] if rest.any() else windows
-    return windows[taken], spread(others, min(second, len(others)))  # type: ignore[return-value]
+    return windows[taken], spread(windows[rest], min(second, int(rest.sum())))  # type: ignore[return-value]
 
 
 def _check_count(available: int, count: int) -> None:

@@ -25,6 +25,7 @@ from experiments.command_line import option, run
 from experiments.results import (
     REPORT,
     STORE,
+    TIMES,
     card,
     claim,
     finished,
@@ -47,7 +48,7 @@ from nas.evaluate import evaluate, evaluate_all
 from nas.exploration import explore
 from nas.export import needs_code, save_checkpoint
 from nas.families import shape_of
-from nas.finalists import repair_and_choose
+from nas.finalists import Contender, repair_and_choose
 from nas.importance import CRITERIA
 from nas.latency import measure_latency
 from nas.pairs import Pair, Pairs, Setting
@@ -111,7 +112,7 @@ class Settings:
     trials: int = option(240, "Optuna trials a round", group="search")
     refinements: int = option(
         24,
-        "subnets measured under front-to-back repair, in a local search from the best pairs",
+        "subnets measured under a quick front-to-back repair, in a local search from the best pairs",
         group="search",
     )
     refine_thinning: int = option(4, "refinement repairs on every n-th calibration window", group="search")
@@ -141,7 +142,7 @@ def main(settings: Settings) -> None:
     usable(settings.cache)
     if finished(settings.out):
         return
-    stages = Stages()
+    stages = Stages(settings.out / TIMES)
     rng = np.random.default_rng(settings.seed)
 
     with stages("load"):
@@ -222,92 +223,66 @@ def main(settings: Settings) -> None:
         )
 
     with stages("refine"):
-        few = text.calibration[:: settings.refine_thinning]
+        few, quick = text.calibration[:: settings.refine_thinning], Damping(channels=None)
         sparse = Stream(prepared.parent, few, settings.batch_size)
 
         def repaired_score(widths: Widths) -> float:
+            architecture = architecture_of(widths, shape)
             model = repair_front_to_back(
-                prepared.parent,
-                shape,
-                architecture_of(widths, shape),
-                prepared.bank,
-                sparse,
-                damping=Damping(channels=None),  # which few windows cannot determine
+                prepared.parent, shape, architecture, prepared.bank, sparse, damping=quick
             )
             return evaluate(model, text.pairs, batch_size=settings.batch_size).score
 
-        ordered = sorted(explored.pairs, key=lambda pair: -pair.score)
+        known = sorted(explored.pairs, key=lambda pair: -pair.score)
+        refined: list[Pair] = []
         if settings.refinements:
-            repaired = Setting(
-                {**setting.fields, "repair": "front to back", "windows": len(few), "channels": None}
-            )
-            rows = space.indices(table(ordered, shape)[0])
-            ordered = refine(
-                space, budget, repaired_score, explored.predict, rows, Pairs(store, repaired), rng,
+            how = {"format": FORMAT, "windows": len(few), "damping": asdict(quick)}
+            refined = refine(
+                space, budget, repaired_score, explored.predict, space.indices(table(known, shape)[0]),
+                Pairs(store, Setting({**setting.fields, "refinement": how})), rng,
                 evaluations=settings.refinements,
             )  # fmt: skip
 
+    def contender(name: str, measured: list[Pair], evaluations: int) -> Contender:
+        return repair_and_choose(
+            prepared, shape, measured, dense, text.final, name=name,
+            finalists=settings.finalists, evaluations=evaluations, batch_size=settings.batch_size,
+        )  # fmt: skip
+
     with stages("finalists"):
         dense = Stream(prepared.parent, text.calibration, settings.batch_size)
-        best, chosen, finalists = repair_and_choose(
-            prepared,
-            shape,
-            [pair.architecture for pair in ordered[: settings.finalists]],
-            dense,
-            text.final,
-            batch_size=settings.batch_size,
-            name="finalists",
-        )
+        evaluations = len(explored.pairs) + len(refined)
+        contenders = {"subnet": contender("finalists", refined or explored.pairs, evaluations)}
 
-    random_pairs: list[Pair] = []
-    models = {"subnet": best}
-    architectures = {"subnet": chosen.architecture}
-    validated = {"subnet": chosen.validation}
-    evaluations = {"subnet": len(explored.pairs) + settings.refinements}
     with stages("baselines"):
         cuts = {"uniform": uniform_cuts(space, budget), "drop_layers": dropped_layers(space, budget, hints)}
         if settings.random_search:
-            cuts["random_search"] = random_cuts(space, budget, evaluations["subnet"], rng)
-        for name, candidates in cuts.items():
-            if not len(candidates):  # no uniform cut is this small
-                continue
-            built = build_pairs(pairs, measure, shape, budget, space.widths(candidates), name)
-            random_pairs = built if name == "random_search" else random_pairs
-            top = sorted(built, key=lambda pair: -pair.score)[: settings.finalists]
-            models[name], finalist, _ = repair_and_choose(
-                prepared, shape, [pair.architecture for pair in top], dense, text.final,
-                batch_size=settings.batch_size, name=name,
-            )  # fmt: skip
-            architectures[name] = finalist.architecture
-            validated[name] = finalist.validation
-            evaluations[name] = len(built)
+            cuts["random_search"] = random_cuts(space, budget, evaluations, rng)
+        built = {
+            name: build_pairs(pairs, measure, shape, budget, space.widths(rows), name)
+            for name, rows in cuts.items()
+            if len(rows)  # there may be no uniform cut this small
+        }
+        contenders |= {name: contender(name, found, len(found)) for name, found in built.items()}
+        random_pairs = built.get("random_search", [])
 
     with stages("evaluate"):
-        names = list(models)
-        latencies = measure_latency([prepared.parent, *models.values()], context=settings.seq_len)
+        models = [prepared.parent, *(each.model for each in contenders.values())]
+        parent_latency, *latencies = measure_latency(models, context=settings.seq_len)
         parent_test, *tested = evaluate_all(
-            [prepared.parent, *models.values()],
-            text.test,
-            parent=prepared.parent,
-            batch_size=settings.batch_size,
+            models, text.test, parent=prepared.parent, batch_size=settings.batch_size
         )
-        records = {}
-        for name, latency, test in zip(names, latencies[1:], tested, strict=True):
-            scores = {"validation": validated[name], "test": test}
-            records[name] = model_record(
-                architectures[name], cost, scores, latency, evaluations=evaluations[name]
-            )
+        records = {
+            name: model_record(each, cost, test, latency)
+            for (name, each), test, latency in zip(contenders.items(), tested, latencies, strict=True)
+        }
         predictor = predictor_record(
             settings.predictor, make, explored.pairs, random_pairs, encoding, budget, reference.score
         )
 
     with stages("save"):
+        best = contenders["subnet"]
         records["subnet"]["checkpoint"] = "checkpoint"
-        score_name = "refined_score" if settings.refinements else "pair_score"
-        records["subnet"]["finalists"] = [
-            {"digest": f.architecture.digest, score_name: p.score, "validation_nll": f.validation.nll}
-            for f, p in zip(finalists, ordered, strict=False)
-        ]
         report = {
             "command": " ".join(["python -m experiments.compress", *sys.argv[1:]]),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -320,7 +295,7 @@ def main(settings: Settings) -> None:
                 "pairs": reference.record(),
                 "validation": parent_validation.record(),
                 "test": parent_test.record(),
-                "latency": latencies[0].record(),
+                "latency": parent_latency.record(),
             },
             "baselines": {"uniform": None, "random_search": None, **records},
             "predictor": predictor,
@@ -328,7 +303,6 @@ def main(settings: Settings) -> None:
             "pruning": space_record(space, explored.space, explored.dropped),
             "pairs": pairs_record([*explored.pairs, *random_pairs], cost),
             "stages": stages.seconds,
-            "forward_seconds": measure.forward_seconds,
             "protocol": {
                 "corpus": f"{text.name}: {text.source}",
                 "dtype": str(dtype),
@@ -345,17 +319,16 @@ def main(settings: Settings) -> None:
             "seed": settings.seed,
         }
         check_report(report)
+        code = needs_code(best.model, base_config, shape, best.architecture)
         save_checkpoint(
-            best,
+            best.model,
             base_config,
             shape,
-            chosen.architecture,
+            best.architecture,
             settings.out / "checkpoint",
             tokenizer=tokenizer,
             generation_config=generation_config,
-            card=card(
-                report, chosen.architecture, shape, needs_code(best, base_config, shape, chosen.architecture)
-            ),
+            card=card(report, best.architecture, shape, code),
         )
         write_html(report, settings.out / "report.html")
         write_json(report, settings.out / REPORT)  # last: its presence says that the run is finished

@@ -21,9 +21,11 @@ from nas.cost import Budget, CostModel
 from nas.damage import DamagePredictor
 from nas.encoding import Encoding
 from nas.evaluate import Scores
+from nas.finalists import Contender
 from nas.latency import Latency
 from nas.pairs import Pair
-from nas.report import terminal_table
+from nas.report import terminal_table, write_json
+from nas.report.record import METRICS
 from nas.shape import Shape
 from nas.space import SearchSpace
 from predictors import make_predictor
@@ -31,9 +33,11 @@ from predictors.metrics import kendall_tau, precision_at_k, regret
 from predictors.protocol import Predictor
 from predictors.validation import out_of_fold, verdict
 
-REPORT, SETTINGS, STORE = "report.json", "settings.json", "pairs.journal"
-WHEREABOUTS = ("out", "cache", "device", "batch_size")
-"""Settings that say where and how a run is carried out, not what it finds."""
+REPORT, SETTINGS, STORE, TIMES = "report.json", "settings.json", "pairs.journal", "stages.json"
+FEWEST_PAIRS = 10
+"""That a verdict on a predictor takes."""
+WHEREABOUTS = ("out", "cache", "device")
+"""Settings that say where a run is carried out, not what it finds."""
 
 
 def claim(out: Path, settings: Any) -> None:
@@ -48,6 +52,8 @@ def claim(out: Path, settings: Any) -> None:
     try:
         if path.is_file() and ((out / STORE).exists() or (out / REPORT).exists()):  # nothing to mix otherwise
             theirs = json.loads(path.read_text())
+            if theirs == mine:
+                return
             other = {name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)}
             if other:
                 name = sorted(other)[0]
@@ -55,8 +61,7 @@ def claim(out: Path, settings: Any) -> None:
                     f"{out} belongs to a run with {name} {theirs.get(name)!r}, not {mine.get(name)!r}; "
                     "give another --out, or the settings it was made with"
                 )
-        out.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(mine, indent=1))
+        write_json(mine, path)
     except (OSError, ValueError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
@@ -87,20 +92,27 @@ def finished(out: Path) -> bool:
     return True
 
 
-def model_record(
-    architecture: Architecture, cost: CostModel, scores: Mapping[str, Scores], latency: Latency, **more: Any
-) -> dict[str, Any]:
+def model_record(contender: Contender, cost: CostModel, test: Scores, latency: Latency) -> dict[str, Any]:
     """What a report says of one subnet."""
-    costs, whole = cost(architecture), cost(cost.shape.parent)
+    costs, whole = cost(contender.architecture), cost(cost.shape.parent)
     return {
-        "architecture": asdict(architecture),
-        "digest": architecture.digest,
+        "architecture": asdict(contender.architecture),
+        "digest": contender.architecture.digest,
         "block_parameters_kept": costs["block_parameters"] / whole["block_parameters"],
         "parameters_kept": costs["parameters"] / whole["parameters"],
         "costs": costs,
-        "scores": {split: value.record() for split, value in scores.items()},
+        "scores": {"validation": contender.best.validation.record(), "test": test.record()},
         "latency": latency.record(),
-        **more,
+        "evaluations": contender.evaluations,
+        "finalists": [
+            {
+                "digest": each.pair.architecture.digest,
+                "origin": each.pair.origin,
+                "score": each.pair.score,
+                "validation_nll": each.validation.nll,
+            }
+            for each in contender.finalists
+        ],
     }
 
 
@@ -122,30 +134,31 @@ def predictor_record(
     features, load = encoding(widths), budget.load(widths)
     seen = {pair.architecture for pair in pairs}
     unseen = [pair for pair in random_pairs if pair.architecture not in seen]
+    none = DummyRegressor(strategy="constant", constant=0.0)  # no correction at all
+    makers: dict[str, Callable[[], Predictor]] = {
+        "chosen": lambda: DamagePredictor(make(name), reference, encoding.errors),
+        "ridge": lambda: make("ridge"),
+        "additive_line": lambda: DamagePredictor(none, reference, encoding.errors),
+    }
+    if len(pairs) < FEWEST_PAIRS:  # too few to hold any out: a budget that hardly anything fits
+        nothing = dict.fromkeys(METRICS)
+        return {"name": name, **nothing, "ridge": nothing, "additive_line": nothing}
 
     def judge(fresh: Callable[[], Predictor]) -> tuple[dict[str, Any], np.ndarray]:
         held_out = out_of_fold(fresh, features, scores)
         record: dict[str, Any] = verdict(scores, held_out, load, 1.0)
-        if len(unseen) >= 10:
+        if len(unseen) >= FEWEST_PAIRS:
             other, truth = table(unseen, encoding.cost.shape)
             guess = fresh().fit(features, scores).predict(encoding(other))
             record["random_pairs"] = quality(truth, guess)
         return record, held_out[0]
 
-    def kept(widths: np.ndarray) -> np.ndarray:
-        whole = encoding.cost(encoding.cost.shape.parent)["block_parameters"]
-        share: np.ndarray = encoding.cost.of_widths(widths)["block_parameters"] / whole
-        return share
-
-    record, predicted = judge(lambda: DamagePredictor(make(name), reference, encoding.errors))
-    columns = zip(scores.tolist(), predicted.tolist(), kept(widths).tolist(), strict=True)
-    record["held_out"] = [{"measured": m, "predicted": p, "kept": k} for m, p, k in columns]
-    none = DummyRegressor(strategy="constant", constant=0.0)  # no correction at all
-    lines: dict[str, Callable[[], Predictor]] = {
-        "ridge": lambda: make("ridge"),
-        "additive_line": lambda: DamagePredictor(none, reference, encoding.errors),
-    }
-    return {"name": name, **record, **{line: judge(fresh)[0] for line, fresh in lines.items()}}
+    record, predicted = judge(makers.pop("chosen"))
+    columns = zip(scores.tolist(), predicted.tolist(), load.tolist(), strict=True)
+    record["held_out"] = [
+        {"measured": m, "predicted": p, "inside": abs(part - 1.0) <= record["band"]} for m, p, part in columns
+    ]
+    return {"name": name, **record, **{line: judge(fresh)[0] for line, fresh in makers.items()}}
 
 
 def quality(truth: np.ndarray, guess: np.ndarray) -> dict[str, float]:
@@ -199,7 +212,7 @@ def card(report: Mapping[str, Any], architecture: Architecture, shape: Shape, co
         licence="apache-2.0" if settings["parent"] == "demo" else None,
         method=[
             f"units ranked by {settings['ranking']} on {protocol['calibration']}",
-            f"{own['evaluations']} subnets really evaluated",
+            f"{own['evaluations']} real evaluations of subnets",
             f"searched with {settings['predictor']} and Optuna",
             "repaired front to back, module by module, by least squares on calibration text; no training",
         ],

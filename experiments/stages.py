@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from time import perf_counter
+
+from nas.report import write_json
 
 
 class Stages:
-    """Seconds by stage, in order; a stage that is entered twice adds up."""
+    """Seconds by stage, in order; a stage that is entered twice adds up.
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+    With a `file`, the seconds are kept there after every stage and added to those that are there, so that an
+    interrupted script that goes on knows what it took in all.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        self._file = file
+        self.seconds = _read(file)
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -23,7 +32,18 @@ class Stages:
         finally:
             spent = perf_counter() - start
             self.seconds[name] = self.seconds.get(name, 0.0) + spent
+            if self._file is not None:
+                write_json(self.seconds, self._file)
         say(f"{name}: {spent:.1f} s")
+
+
+def _read(file: Path | None) -> dict[str, float]:
+    """The seconds in a file; none where there is no such file or it is damaged, which costs nothing else."""
+    try:
+        found = json.loads(file.read_text()) if file is not None else {}
+        return {str(name): float(seconds) for name, seconds in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
 
 
 def say(text: str) -> None:

@@ -19,7 +19,7 @@ from data.windows import draw, encode, spread, spread_apart, windows
 @dataclass(frozen=True)
 class Text:
     """Windows (n, seq_len) of token ids: `calibration` of the training split, `pairs` and, none of these
-    among them while there are others, `final` of the validation split, `test` of the test split.
+    among them, `final` of the validation split, `test` of the test split.
 
     `name` and `source` (by split) say which corpus it is, `digests` which tokens the training and validation
     splits hold: sixteen hexadecimal digits each.
@@ -61,7 +61,7 @@ def read_text(
             "give a parent with its own tokenizer"
         )
     split = {name: windows(ids, seq_len) for name, ids in tokens.items()}
-    on_pairs, on_final = spread_apart(split["validation"], min(pairs, len(split["validation"])), final)
+    on_pairs, on_final = spread_apart(split["validation"], pairs, final)
     return Text(
         name=found.name,
         source=found.source,

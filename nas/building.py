@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from time import perf_counter
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
@@ -22,27 +21,20 @@ Measure = Callable[[Widths], Scores]
 """(blocks, 3) widths -> scores of that subnet."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class SubnetMeter:
-    """Measures subnets of one permuted parent with its repair bank: cut as views, evaluate, release.
-
-    `forward_seconds` adds up the time spent in evaluation proper.
-    """
+    """Measures subnets of one permuted parent with its repair bank: cut as views, evaluate, release."""
 
     parent: PreTrainedModel
     shape: Shape
     bank: OutputMatrices
     windows: Tensor
     batch_size: int
-    forward_seconds: float = field(default=0.0, init=False)
 
     def __call__(self, widths: Widths) -> Scores:
         """Scores of one architecture (blocks, 3)."""
         subnet = cut(self.parent, self.shape, architecture_of(widths, self.shape), self.bank)
-        start = perf_counter()
-        scores = evaluate(subnet, self.windows, batch_size=self.batch_size)
-        self.forward_seconds += perf_counter() - start
-        return scores
+        return evaluate(subnet, self.windows, batch_size=self.batch_size)
 
 
 def build_pairs(

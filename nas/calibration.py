@@ -50,6 +50,14 @@ class GramSum:
             raise RuntimeError("no activations were seen")
         return self.total / self.count
 
+    def take(self) -> Tensor:
+        """The mean in the sum's own memory; the sum is then empty again."""
+        total, count = self.total, self.count
+        if total is None:
+            raise RuntimeError("no activations were seen")
+        self.total, self.count = None, 0
+        return total.div_(count)
+
 
 @torch.no_grad()
 def calibrate(
@@ -89,8 +97,8 @@ def calibrate(
             handle.remove()
     tokens = attention[0].count
     return Statistics(
-        attention_gram=tuple(gram.mean for gram in attention),
-        ffn_gram=tuple(gram.mean for gram in ffn),
+        attention_gram=tuple(gram.take() for gram in attention),
+        ffn_gram=tuple(gram.take() for gram in ffn),
         influence=tuple(1.0 - value / tokens for value in cosine),
         tokens=tokens,
     )

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from nas.architecture import Architecture
 from nas.evaluate import Scores, evaluate
+from nas.pairs import Pair
 from nas.prepare import Prepared
 from nas.repair.sequential import repair_front_to_back
 from nas.repair.stream import Stream
@@ -19,38 +20,55 @@ from nas.shape import Shape
 
 @dataclass(frozen=True)
 class Finalist:
-    """An architecture with its validation scores after front-to-back repair."""
+    """A pair, as it was chosen, with the validation scores of its subnet after front-to-back repair."""
 
-    architecture: Architecture
+    pair: Pair
     validation: Scores
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What one way to choose a subnet ended with: the repaired model, which finalist it is, all finalists in
+    the order they were chosen, and how many evaluations led to them."""
+
+    model: PreTrainedModel
+    best: Finalist
+    finalists: tuple[Finalist, ...]
+    evaluations: int
+
+    @property
+    def architecture(self) -> Architecture:
+        """Of the repaired model."""
+        return self.best.pair.architecture
 
 
 def repair_and_choose(
     prepared: Prepared,
     shape: Shape,
-    architectures: Sequence[Architecture],
+    pairs: Sequence[Pair],
     dense: Stream,
     validation: Tensor,
     *,
+    finalists: int,
+    evaluations: int,
     batch_size: int,
     name: str,
     quiet: bool = False,
-) -> tuple[PreTrainedModel, Finalist, list[Finalist]]:
-    """The repaired model with the best validation score, its record, and the records of all.
+) -> Contender:
+    """Repair the `finalists` best pairs against `dense`, the permuted parent's stream on the calibration
+    windows, and keep the model with the best score on the `validation` windows.
 
-    `dense` is the permuted parent's stream on the calibration windows. Only the best model so far is kept in
-    memory.
+    Only the best model so far is kept in memory. Raises `ValueError` where there are no pairs.
     """
     best: tuple[PreTrainedModel, Finalist] | None = None
     tried = []
-    for architecture in tqdm(
-        architectures, desc=f"repair, {name}", unit="subnet", disable=quiet, leave=False
-    ):
-        model = repair_front_to_back(prepared.parent, shape, architecture, prepared.bank, dense)
-        finalist = Finalist(architecture, evaluate(model, validation, batch_size=batch_size))
+    top = sorted(pairs, key=lambda pair: -pair.score)[:finalists]
+    for pair in tqdm(top, desc=f"repair, {name}", unit="subnet", disable=quiet, leave=False):
+        model = repair_front_to_back(prepared.parent, shape, pair.architecture, prepared.bank, dense)
+        finalist = Finalist(pair, evaluate(model, validation, batch_size=batch_size))
         tried.append(finalist)
         if best is None or finalist.validation.score > best[1].validation.score:
             best = model, finalist
     if best is None:
         raise ValueError("there are no architectures to choose from")
-    return *best, tried
+    return Contender(*best, tuple(tried), evaluations)

@@ -58,7 +58,8 @@ def open_storage(location: str) -> BaseStorage:
             return RDBStorage(location)
         path = Path(location).absolute()  # its lock is a link to it, which must lead there
         path.parent.mkdir(parents=True, exist_ok=True)
-        _check_whole(path)
+        _check_records(path)
+        _end_last_line(path)
         return JournalStorage(JournalFileBackend(str(path)))
     except Exception as error:
         raise InputError(
@@ -66,32 +67,32 @@ def open_storage(location: str) -> BaseStorage:
         ) from error
 
 
-def _check_whole(journal: Path) -> None:
-    """Raise `ValueError` unless every line is a record.
-
-    A writer that was killed may leave a last line without its end. Optuna would write behind it and spoil
-    both, so that it is ended where the record is whole and cut off where it is not: that pair was not stored.
-    """
-    whole, _, torn = journal.read_bytes().rpartition(b"\n") if journal.exists() else (b"", b"", b"")
-    for number, line in enumerate(whole.split(b"\n") if whole else [], 1):
+def _check_records(journal: Path) -> None:
+    """Raise `ValueError` unless every line is a record, or the last one the beginning of a record."""
+    *whole, torn = journal.read_bytes().split(b"\n") if journal.exists() else [b""]
+    for number, line in enumerate(whole, 1):
         if not isinstance(json.loads(line), dict):
             raise ValueError(f"line {number} is no record")
-    if not torn:
-        return
-    if not torn.startswith(b'{"op_code"'):
+    if torn and not torn.startswith(b'{"op_code"'):
         raise ValueError("its end is no record")
+
+
+def _end_last_line(journal: Path) -> None:
+    """Mend the last line where a writer was killed in the middle of it: Optuna would write behind it and
+    spoil both. A record that is whole is ended, half a one cut off: that pair was not stored."""
+    if not journal.exists() or not journal.read_bytes().rpartition(b"\n")[2]:
+        return
     lock = JournalFileSymlinkLock(str(journal))
-    lock.acquire()  # so that no other process is in the middle of this very line
+    lock.acquire()  # so that no other process is writing this very line
     try:
-        if journal.read_bytes().endswith(b"\n"):
-            return
+        torn = journal.read_bytes().rpartition(b"\n")[2]
         try:
-            json.loads(torn)
+            json.loads(torn or b"{}")
         except ValueError:
             os.truncate(journal, journal.stat().st_size - len(torn))
         else:
             with journal.open("ab") as file:
-                file.write(b"\n")
+                file.write(b"\n" if torn else b"")
     finally:
         lock.release()
 

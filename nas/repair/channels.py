@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from nas.calibration import GramSum
 from nas.linear import conjugate_gradients, damped, ridge, strength
 
-SHORTER = (1.0, 0.5, 0.25)
-"""Shares of a step that are tried in turn until one lowers the error."""
+LENGTHS = (1.0, 0.5, 0.25)
+"""Shares of a step that are tried in turn until one does not raise the error."""
 
 
 def refit_channels(
@@ -35,29 +35,30 @@ def refit_channels(
     of its target, is a least-squares problem in 2 * kept * hidden unknowns. A few steps of conjugate
     gradients come close to its solution and regularise by stopping early; each sweep takes them on its own
     share of the batches. lambda_c is `damping` times what the row's factor and output weights pass on of the
-    input's mean power. The change is halved, or dropped, while it raises the true error on all batches. Then
-    W is refitted to the new channels, pulled towards the present one by `output_damping`, so that no part of
-    this raises the error on these inputs.
+    input's mean power. The change is shortened, or dropped, while it raises the true error on all batches.
+    Then W is refitted to the new channels, pulled towards the present one by `output_damping`. Up to the
+    rounding of weights, no part of this raises the error on these inputs.
 
     `inputs` are the normed inputs in batches (batch, seq_len, hidden), `residual` the target minus the MLP's
-    present output without its bias, batch by batch. Takes the memory of three times the MLP's activations.
+    present output without its bias, batch by batch. Takes the memory of one to two times the MLP's
+    activations, two streams in float32, and a dozen matrices like gate and up together in float64.
     """
     gate, up, down = mlp.gate_proj, mlp.up_proj, mlp.down_proj
     flat = [x.flatten(0, -2) for x in inputs]  # (tokens, hidden) each
-    left = [rest.flatten(0, -2).float() for rest in residual]
-    wanted = [rest + _through(down, _hidden(mlp, x)) for rest, x in zip(left, flat, strict=True)]
+    left = [part.flatten(0, -2).float() for part in residual]
+    wanted = [part + _output(down, _hidden(mlp, x)) for part, x in zip(left, flat, strict=True)]
     for sweep in range(sweeps):
-        share = slice(sweep % len(flat), None, sweeps) if len(flat) >= sweeps else slice(None)
-        factors = [
-            (opened, slope * up(x)) for x in flat[share] for opened, slope in (_act(mlp.act_fn, gate(x)),)
-        ]
+        share = slice(sweep, None, sweeps) if len(flat) >= sweeps else slice(None)
+        factors = [_factors(mlp, x) for x in flat[share]]
         change = _step(down.weight.float(), flat[share], factors, left[share], damping, steps)
-        before, present = _squares(left), [linear.weight.data for linear in (up, gate)]
-        for length in (*SHORTER, 0.0):
-            for linear, old, move in zip((up, gate), present, change.chunk(2), strict=True):
-                linear.weight.data = (old.double() + length * move).to(old.dtype)
+        before, present = _squares(left), (up.weight.data, gate.weight.data)
+        for length in (*LENGTHS, 0.0):
+            if length:
+                _move((up, gate), present, length * change)
+            else:
+                up.weight.data, gate.weight.data = present
             hidden = [_hidden(mlp, x) for x in flat]
-            left = [goal - _through(down, h) for goal, h in zip(wanted, hidden, strict=True)]
+            left = [goal - _output(down, h) for goal, h in zip(wanted, hidden, strict=True)]
             if _squares(left) <= before:
                 break
         gram, cross = GramSum(), GramSum()
@@ -66,7 +67,7 @@ def refit_channels(
             cross.add(goal, h)
         fitted = ridge(gram.mean, cross.mean, down.weight.double(), output_damping)
         down.weight.data = fitted.to(down.weight.dtype)
-        left = [goal - _through(down, h) for goal, h in zip(wanted, hidden, strict=True)]
+        left = [goal - _output(down, h) for goal, h in zip(wanted, hidden, strict=True)]
 
 
 def _hidden(mlp: nn.Module, x: Tensor) -> Tensor:
@@ -74,13 +75,28 @@ def _hidden(mlp: nn.Module, x: Tensor) -> Tensor:
     return hidden
 
 
-def _through(down: nn.Linear, hidden: Tensor) -> Tensor:
+def _output(down: nn.Linear, hidden: Tensor) -> Tensor:
     """An MLP's output without its bias, in float32."""
     return hidden.float() @ down.weight.float().T
 
 
 def _squares(parts: Sequence[Tensor]) -> float:
     return sum(float(part.double().square().sum()) for part in parts)
+
+
+def _move(linears: Sequence[nn.Linear], present: Sequence[Tensor], change: Tensor) -> None:
+    """Set weights to the present ones plus their parts of a change (all rows, hidden)."""
+    for linear, weight, part in zip(linears, present, change.chunk(len(linears)), strict=True):
+        linear.weight.data = (weight.double() + part).to(weight.dtype)
+
+
+@torch.enable_grad()
+def _factors(mlp: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The diagonals of J for the rows of up_proj and of gate_proj, (tokens, P) each."""
+    opening = mlp.gate_proj(x).detach().requires_grad_()
+    opened = mlp.act_fn(opening)
+    (slope,) = torch.autograd.grad(opened.sum(), opening)
+    return opened.detach(), slope * mlp.up_proj(x).detach()
 
 
 def _step(
@@ -96,13 +112,13 @@ def _step(
     `weight` (hidden, P), `inputs` (tokens, hidden), `factors` the diagonals of J for both, (tokens, P) each,
     `residual` (tokens, hidden).
     """
-    gram, slope = GramSum(), GramSum()
+    gram, pulled = GramSum(), GramSum()
     power = torch.zeros(2 * weight.shape[1], dtype=torch.float64, device=weight.device)
-    for x, factor, rest in zip(inputs, factors, residual, strict=True):
+    for x, both, rest in zip(inputs, factors, residual, strict=True):
         back = rest.float() @ weight
         gram.add(x)
-        slope.add(torch.cat([back * each.float() for each in factor], dim=1), x)
-        power += torch.cat([each.double().square().sum(0) for each in factor])
+        pulled.add(torch.cat([back * factor.float() for factor in both], dim=1), x)  # J^T W^T r
+        power += torch.cat([factor.double().square().sum(0) for factor in both])
     passed = weight.double().square().sum(0).repeat(2) * power / gram.count  # (2 P,)
     passed = passed.clamp_min(1e-9 * float(passed.max()) or 1.0)[:, None]
     pull = strength(gram.mean, damping)
@@ -117,13 +133,4 @@ def _step(
             product.add(torch.cat([back * opened, back * sloped], dim=1), x)
         return product.mean + pull * passed * change
 
-    return conjugate_gradients(normal, lambda v: (v / passed) @ inverse, slope.mean, steps=steps)
-
-
-@torch.enable_grad()
-def _act(act: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """An elementwise function and its derivative at x."""
-    at = x.detach().requires_grad_()
-    value = act(at)
-    (slope,) = torch.autograd.grad(value.sum(), at)
-    return value.detach(), slope
+    return conjugate_gradients(normal, lambda v: (v / passed) @ inverse, pulled.mean, steps=steps)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from nas.report import pictures, plots, words
 from nas.report.compare import deciding_split, pair_reference, ratio, rows, verdict
-from nas.report.record import METRICS, Report, at, number, plain, write_text
+from nas.report.record import Report, at, number, plain, write_text
 from nas.report.svg import inline
 
 WIDE, NARROW, SQUARE = 780.0, 350.0, 370.0
@@ -26,6 +26,9 @@ METRIC_NAMES = {
     "precision_at_k": "Precision@k",
     "regret": "Regret, nats",
     "r2": "R²",
+    "random_pairs.kendall_tau": "Kendall τ, on random search’s pairs",
+    "random_pairs.precision_at_k": "Precision@k, on random search’s pairs",
+    "random_pairs.regret": "Regret, on random search’s pairs, nats",
 }
 
 
@@ -145,12 +148,12 @@ def _predictor(report: Report) -> dict[str, Any] | None:
     if not own:
         return None
     metrics = []
-    for key in (*METRICS, "r2"):
+    for key in METRIC_NAMES:
         values = [number(each, key) for each in (own, *lines)]
         known = [value for value in values if value is not None]
         if not known:
             continue
-        best = min(known) if key == "regret" else max(known)
+        best = min(known) if key.endswith("regret") else max(known)
         metrics.append(
             {"name": METRIC_NAMES[key], "values": [(v, len(known) > 1 and v == best) for v in values]}
         )

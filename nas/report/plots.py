@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -182,9 +181,8 @@ def held_out(report: Report) -> tuple[Floats, Floats, NDArray[np.bool_]]:
     """Measured and predicted perplexity over the parent's of the held-out pairs, and which of them are in the
     size band around the budget."""
     reference = pair_reference(report)
-    centre, band = budget_kept(report) or math.inf, number(report, "predictor.band") or 0.0
     found = [
-        (x, y, abs((number(pair, "kept") or 0.0) - centre) <= band * centre)
+        (x, y, at(pair, "inside") is True)
         for pair in at(report, "predictor.held_out") or []
         if (measured := number(pair, "measured")) is not None
         and (predicted := number(pair, "predicted")) is not None

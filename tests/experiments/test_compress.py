@@ -45,7 +45,7 @@ def finished(toy: Path) -> Path:
 def results(report: Any) -> Any:
     """A report without what differs from run to run: times and places."""
     if isinstance(report, dict):
-        fleeting = {"created", "command", "stages", "forward_seconds", "latency", "seconds", "out"}
+        fleeting = {"created", "command", "stages", "latency", "seconds", "out"}
         return {key: results(value) for key, value in report.items() if key not in fleeting}
     return [results(item) for item in report] if isinstance(report, list) else report
 

@@ -129,7 +129,7 @@ def synthetic_report(
             **model(keep * 0.9994, 0.0784), "digest": f"{200:016x}", "checkpoint": "checkpoint",
             "costs": {name: int(keep * cost) for name, cost in costs.items()},
             "finalists": [
-                {"digest": f"{i:016x}", "pair_score": -3.21 - i / 300, "validation_nll": 3.17 + i / 500}
+                {"digest": f"{i:016x}", "score": -3.21 - i / 300, "validation_nll": 3.17 + i / 500}
                 for i in range(200, 203)
             ],
         },
@@ -144,7 +144,7 @@ def synthetic_report(
             "ridge": metrics(0.7441, 0.5519, 0.5, 0.0173, 0.871),
             "k": 10, "band": 0.05, "pairs": pairs, "folds": 5,
             "held_out": [
-                {"measured": y, "predicted": y + rng.normal(0, 0.05), "kept": pair["kept"]}
+                {"measured": y, "predicted": y + rng.normal(0, 0.05), "inside": pair["kept"] > 0.45}
                 for pair in found if (y := pair["score"])
             ],
         },
