@@ -41,10 +41,10 @@ from experiments.results import (
 from experiments.stages import Stages, say
 from experiments.text import read_text
 from nas.baselines import dropped_layers, random_cuts, uniform_cuts
-from nas.building import SubnetMeter, build_pairs, table
+from nas.building import SubnetMeter, build_pairs
 from nas.cost import CostModel, budget_of
 from nas.encoding import Encoding
-from nas.evaluate import evaluate, evaluate_all
+from nas.evaluate import Scores, evaluate, evaluate_all
 from nas.exploration import explore
 from nas.export import needs_code, save_checkpoint
 from nas.families import shape_of
@@ -56,7 +56,7 @@ from nas.parent import choose_device, choose_dtype, digest_of, load_parent
 from nas.prepare import FORMAT, prepare
 from nas.proposals import check_reachable
 from nas.refinement import refine
-from nas.repair.sequential import Damping, repair_front_to_back
+from nas.repair.sequential import repair_front_to_back
 from nas.repair.stream import Stream
 from nas.report import check_report, terminal_table, write_html, write_json
 from nas.sampling import SAMPLERS, Hints
@@ -111,10 +111,9 @@ class Settings:
     )
     trials: int = option(240, "Optuna trials a round", group="search")
     refinements: int = option(
-        24,
-        "subnets measured under a quick front-to-back repair, in a local search from the best pairs",
-        group="search",
+        24, "subnets measured under front-to-back repair, in a second search from the best", group="search"
     )
+    refine_rounds: int = option(4, "rounds of that second search", group="search")
     refine_thinning: int = option(4, "refinement repairs on every n-th calibration window", group="search")
     finalists: int = option(2, "subnets that are repaired front to back and compared", group="search")
     random_search: bool = option(
@@ -223,25 +222,23 @@ def main(settings: Settings) -> None:
         )
 
     with stages("refine"):
-        few, quick = text.calibration[:: settings.refine_thinning], Damping(channels=None)
+        few = text.calibration[:: settings.refine_thinning]
         sparse = Stream(prepared.parent, few, settings.batch_size)
 
-        def repaired_score(widths: Widths) -> float:
+        def measure_repaired(widths: Widths) -> Scores:
             architecture = architecture_of(widths, shape)
-            model = repair_front_to_back(
-                prepared.parent, shape, architecture, prepared.bank, sparse, damping=quick
-            )
-            return evaluate(model, text.pairs, batch_size=settings.batch_size).score
+            model = repair_front_to_back(prepared.parent, shape, architecture, prepared.bank, sparse)
+            return evaluate(model, text.pairs, batch_size=settings.batch_size)
 
-        known = sorted(explored.pairs, key=lambda pair: -pair.score)
         refined: list[Pair] = []
         if settings.refinements:
-            how = {"format": FORMAT, "windows": len(few), "damping": asdict(quick)}
+            how = {"format": FORMAT, "windows": len(few), "batch_size": settings.batch_size}
             refined = refine(
-                space, budget, repaired_score, explored.predict, space.indices(table(known, shape)[0]),
-                Pairs(store, Setting({**setting.fields, "refinement": how})), rng,
-                evaluations=settings.refinements,
-            )  # fmt: skip
+                space, budget, encoding, lambda: make("ridge"), measure_repaired,
+                Pairs(store, Setting({**setting.fields, "refinement": how})), explored,
+                reference=reference.score, total=settings.refinements, rounds=settings.refine_rounds,
+                trials=settings.trials, seed=settings.seed, searcher=settings.searcher,
+            ).pairs  # fmt: skip
 
     def contender(name: str, measured: list[Pair], evaluations: int) -> Contender:
         return repair_and_choose(
@@ -340,12 +337,14 @@ def main(settings: Settings) -> None:
 def check(settings: Settings) -> None:
     """Refuse numbers that cannot mean anything, before any work."""
     once = ("calibration_windows", "pair_windows", "final_windows", "batch_size", "rounds", "trials")
-    smallest = dict.fromkeys((*once, "finalists", "refine_thinning"), 1)
+    smallest = dict.fromkeys((*once, "finalists", "refine_thinning", "refine_rounds"), 1)
     smallest |= {"seq_len": 2, "pairs": 12, "first_pairs": 12, "test_windows": 0, "refinements": 0, "seed": 0}
     for name, least in smallest.items():
         if getattr(settings, name) < least:
             flag = "--" + name.replace("_", "-")
             raise InputError(f"{flag} is {getattr(settings, name)}; give {least} or more")
+    if 0 < settings.refinements < 3:
+        raise InputError(f"--refinements is {settings.refinements}; give 0, or 3 or more")
 
 
 if __name__ == "__main__":
