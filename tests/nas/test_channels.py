@@ -1,6 +1,7 @@
 """Refitting channels: what it must find, and that it never makes an MLP worse."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -8,20 +9,21 @@ from torch import Tensor, nn
 
 from nas.architecture import Architecture, Block
 from nas.families import blocks_of, family_of
+from nas.repair import channels
 from nas.repair.channels import refit_channels
 from nas.repair.stream import Stream
 from nas.subnet import cut
 from tests.nas.tiny_models import PARENTS, permuted_parent, tokens
 
 
-def narrowed(name: str) -> tuple[nn.Module, nn.Module, list[Tensor]]:
+def narrowed(name: str, batch_size: int = 8) -> tuple[nn.Module, nn.Module, list[Tensor]]:
     """An MLP of a parent, the same with half of its channels, and normed inputs of both."""
     parent, shape = permuted_parent(name)
     full = (shape.kv_groups, shape.queries_per_group)
     blocks = tuple(Block(i, *full, shape.ffn // 2) for i in range(shape.blocks))
     subnet = cut(parent, shape, Architecture(shape.hidden, blocks), own=True)
     dense, mine = blocks_of(parent)[0], blocks_of(subnet)[0].mlp
-    stream = Stream(parent, tokens(length=12, batch=24), 8)
+    stream = Stream(parent, tokens(length=12, batch=24), batch_size)
     return dense.mlp, mine, [getattr(dense, family_of(parent.config).mlp_pre)(h) for h in stream.middle(0)]
 
 
@@ -34,9 +36,9 @@ def squares(parts: list[Tensor]) -> float:
 
 
 @pytest.mark.parametrize("name", PARENTS)
-@pytest.mark.parametrize("steps", [1, 4])
-def test_refitting_channels_lowers_the_error_it_minimises(name: str, steps: int) -> None:
-    dense, mine, inputs = narrowed(name)
+@pytest.mark.parametrize(("steps", "batch_size"), [(1, 8), (4, 8), (4, 2)])
+def test_refitting_channels_lowers_the_error_it_minimises(name: str, steps: int, batch_size: int) -> None:
+    dense, mine, inputs = narrowed(name, batch_size)  # 3 batches, or 12: more than sweeps
     goals = [dense(x) for x in inputs]
     before = left(mine, inputs, goals)
     refit_channels(mine, inputs, before, damping=1e-3, output_damping=1e-3, steps=steps)
@@ -73,3 +75,32 @@ def test_a_dead_mlp_is_no_obstacle() -> None:
     mine.gate_proj.weight.data[0] = 0.0  # a channel that never opens
     refit_channels(mine, inputs, [dense(x) for x in inputs], damping=1e-1, output_damping=1e-2)
     assert all(torch.isfinite(weight).all() for weight in mine.parameters())
+
+
+@pytest.mark.parametrize("change", [1e4, torch.nan, torch.inf])
+def test_a_step_that_leads_nowhere_is_dropped(change: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    dense, mine, inputs = narrowed("llama")
+    goals = [dense(x) for x in inputs]
+    before, gates, ups = left(mine, inputs, goals), mine.gate_proj.weight.clone(), mine.up_proj.weight.clone()
+    monkeypatch.setattr(channels, "_step", lambda *_: torch.full((2 * len(gates), gates.shape[1]), change))
+    refit_channels(mine, inputs, before, damping=1e-1, output_damping=1e-2)
+    assert torch.equal(mine.gate_proj.weight, gates)
+    assert torch.equal(mine.up_proj.weight, ups)
+    assert squares(left(mine, inputs, goals)) <= squares(before)
+
+
+def test_a_step_that_goes_too_far_is_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense, mine, inputs = narrowed("llama")
+    goals = [dense(x) for x in inputs]
+    before, ups, step = left(mine, inputs, goals), mine.up_proj.weight.clone(), channels._step
+    taken: list[Tensor] = []
+
+    def too_far(*given: Any) -> Tensor:
+        taken.append(4.0 * step(*given))
+        return taken[-1]
+
+    monkeypatch.setattr(channels, "_step", too_far)
+    refit_channels(mine, inputs, before, damping=1e-1, output_damping=1e-2, sweeps=1)
+    moved = (mine.up_proj.weight - ups) / taken[0][: len(ups)]
+    assert float(moved.median()) in (pytest.approx(0.5, rel=1e-3), pytest.approx(0.25, rel=1e-3))
+    assert squares(left(mine, inputs, goals)) < squares(before)

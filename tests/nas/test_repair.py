@@ -1,5 +1,6 @@
 """Least-squares repair: what it minimises never rises, and nothing else changes."""
 
+import copy
 from collections.abc import Iterator
 
 import pytest
@@ -303,3 +304,20 @@ def test_the_last_output_matrix_is_the_best_there_is(name: str) -> None:
     for other in (bank.mlp(2, 7), found * 0.9, found + 0.05 * torch.randn_like(found)):
         last.weight.data = other
         assert (behind(repaired, windows) - dense).square().mean() > best
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2"])
+def test_repair_in_bfloat16_ends_near_that_in_float32(name: str) -> None:
+    parent, shape, bank = shared_bank(name)
+    low = copy.deepcopy(parent).to(torch.bfloat16)
+    low_bank = Bank({key: value.to(torch.bfloat16) for key, value in bank.matrices.items()}, bank.errors)
+    windows, architecture = tokens(batch=24), architecture_of_cut("narrow", shape)
+    dense = parent(windows).logits
+
+    def missing(model: PreTrainedModel) -> float:
+        return float((model(windows).logits.float() - dense).square().mean() / dense.square().mean())
+
+    whole = missing(repair_front_to_back(parent, shape, architecture, bank, Stream(parent, windows)))
+    rounded = repair_front_to_back(low, shape, architecture, low_bank, Stream(low, windows))
+    assert {weight.dtype for weight in rounded.parameters()} == {torch.bfloat16}
+    assert missing(rounded) < 1.2 * whole + 1e-3
