@@ -41,10 +41,10 @@ from experiments.results import (
 from experiments.stages import Stages, say
 from experiments.text import read_text
 from nas.baselines import dropped_layers, random_cuts, uniform_cuts
-from nas.building import SubnetMeter, build_pairs
+from nas.building import SubnetMeter, build_pairs, table
 from nas.cost import CostModel, budget_of
 from nas.encoding import Encoding
-from nas.evaluate import Scores, evaluate, evaluate_all
+from nas.evaluate import evaluate, evaluate_all
 from nas.exploration import explore
 from nas.export import needs_code, save_checkpoint
 from nas.families import shape_of
@@ -111,9 +111,8 @@ class Settings:
     )
     trials: int = option(240, "Optuna trials a round", group="search")
     refinements: int = option(
-        24, "subnets measured under front-to-back repair, in a second search from the best", group="search"
+        24, "subnets measured under front-to-back repair, in a local search from the best", group="search"
     )
-    refine_rounds: int = option(4, "rounds of that second search", group="search")
     refine_thinning: int = option(4, "refinement repairs on every n-th calibration window", group="search")
     finalists: int = option(2, "subnets that are repaired front to back and compared", group="search")
     random_search: bool = option(
@@ -225,20 +224,20 @@ def main(settings: Settings) -> None:
         few = text.calibration[:: settings.refine_thinning]
         sparse = Stream(prepared.parent, few, settings.batch_size)
 
-        def measure_repaired(widths: Widths) -> Scores:
+        def repaired_score(widths: Widths) -> float:
             architecture = architecture_of(widths, shape)
             model = repair_front_to_back(prepared.parent, shape, architecture, prepared.bank, sparse)
-            return evaluate(model, text.pairs, batch_size=settings.batch_size)
+            return evaluate(model, text.pairs, batch_size=settings.batch_size).score
 
+        known = sorted(explored.pairs, key=lambda pair: -pair.score)
         refined: list[Pair] = []
         if settings.refinements:
             how = {"format": FORMAT, "windows": len(few), "batch_size": settings.batch_size}
             refined = refine(
-                space, budget, encoding, lambda: make("ridge"), measure_repaired,
-                Pairs(store, Setting({**setting.fields, "refinement": how})), explored,
-                reference=reference.score, total=settings.refinements, rounds=settings.refine_rounds,
-                trials=settings.trials, seed=settings.seed, searcher=settings.searcher,
-            ).pairs  # fmt: skip
+                space, budget, repaired_score, explored.predict, space.indices(table(known, shape)[0]),
+                Pairs(store, Setting({**setting.fields, "refinement": how})), rng,
+                evaluations=settings.refinements,
+            )  # fmt: skip
 
     def contender(name: str, measured: list[Pair], evaluations: int) -> Contender:
         return repair_and_choose(
@@ -337,14 +336,12 @@ def main(settings: Settings) -> None:
 def check(settings: Settings) -> None:
     """Refuse numbers that cannot mean anything, before any work."""
     once = ("calibration_windows", "pair_windows", "final_windows", "batch_size", "rounds", "trials")
-    smallest = dict.fromkeys((*once, "finalists", "refine_thinning", "refine_rounds"), 1)
+    smallest = dict.fromkeys((*once, "finalists", "refine_thinning"), 1)
     smallest |= {"seq_len": 2, "pairs": 12, "first_pairs": 12, "test_windows": 0, "refinements": 0, "seed": 0}
     for name, least in smallest.items():
         if getattr(settings, name) < least:
             flag = "--" + name.replace("_", "-")
             raise InputError(f"{flag} is {getattr(settings, name)}; give {least} or more")
-    if 0 < settings.refinements < 3:
-        raise InputError(f"--refinements is {settings.refinements}; give 0, or 3 or more")
 
 
 if __name__ == "__main__":

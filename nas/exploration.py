@@ -5,35 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nas.building import Measure, build_pairs, table
-from nas.cost import Budget, CostModel
+from nas.cost import Budget
 from nas.damage import DamagePredictor
+from nas.encoding import Encoding
 from nas.pairs import Pair, Pairs
 from nas.proposals import Indices
 from nas.pruning import Dropped, prune
 from nas.search import Predict, search, spread_out
-from nas.shape import Widths
 from nas.space import SearchSpace
 from predictors.protocol import Predictor
-
-
-class Features(Protocol):
-    """What turns widths into a table (`nas.encoding.Encoding`): `errors` are the columns that the damage is
-    roughly additive in."""
-
-    @property
-    def cost(self) -> CostModel: ...
-
-    @property
-    def errors(self) -> tuple[int, ...]: ...
-
-    def __call__(self, widths: Widths) -> NDArray[np.float64]:
-        """(n, blocks, 3) widths -> (n, columns)."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +50,7 @@ class Explored:
 def explore(
     space: SearchSpace,
     budget: Budget,
-    encoding: Features,
+    encoding: Encoding,
     make: Callable[[], Predictor],
     measure: Measure,
     pairs: Pairs,
@@ -78,17 +62,15 @@ def explore(
     trials: int,
     seed: int,
     searcher: str = "nsga2",
-    origin: str = "",
     quiet: bool = False,
 ) -> Explored:
     """Measure the `first` architectures, then spend the rest of `total` evaluations over `rounds`.
 
     Each round depends on the pairs of the rounds before it and on the seed alone, so that an interrupted run
-    proposes the same again and measures only what is missing. `reference` is the parent's score,
-    `origin` stands in front of what each pair's origin is.
+    proposes the same again and measures only what is missing. `reference` is the parent's score.
     """
     shape = space.shape
-    known = build_pairs(pairs, measure, shape, budget, space.widths(first), f"{origin}start", quiet=quiet)
+    known = build_pairs(pairs, measure, shape, budget, space.widths(first), "start", quiet=quiet)
     log: list[Round] = []
     gone: list[tuple[int, Dropped]] = []
     pruned = space
@@ -113,7 +95,7 @@ def explore(
         taken = {row.tobytes() for row in widths}
         chosen = pruned.widths(spread_out(pruned, found, count, taken))
         searched = perf_counter() - start
-        new = build_pairs(pairs, measure, shape, budget, chosen, f"{origin}round {number}", quiet=quiet)
+        new = build_pairs(pairs, measure, shape, budget, chosen, f"round {number}", quiet=quiet)
         known += new
         log.append(
             Round(
@@ -130,7 +112,7 @@ def explore(
     return Explored(fit_predictor(make(), encoding, known, reference), known, log, pruned, gone)
 
 
-def fit_predictor(predictor: Predictor, encoding: Features, known: list[Pair], reference: float) -> Predict:
+def fit_predictor(predictor: Predictor, encoding: Encoding, known: list[Pair], reference: float) -> Predict:
     """A function from widths to predicted scores, learned from pairs."""
     widths, scores = table(known, encoding.cost.shape)
     fitted = DamagePredictor(predictor, reference, encoding.errors).fit(encoding(widths), scores)

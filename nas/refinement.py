@@ -1,98 +1,75 @@
-"""Refine the search under front-to-back repair: a second, short exploration that starts from the first.
+"""Refine the best subnets under front-to-back repair: a small local search on its real scores.
 
-One-pass scores are cheap and order subnets well from afar, but front-to-back repair makes up for some cuts
-more than for others, and among the best they tell little. Here few subnets are measured as they would be
-shipped, on fewer calibration windows, and a second predictor learns how their damage differs from what the
-first one expects.
+One-pass scores are cheap and order subnets well from afar, but front-to-back repair makes up more for some
+cuts than for others, and among the best they tell little. Here the few best are measured under it, on fewer
+calibration windows than the final repair sees, and improved one at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
-from nas.building import Measure, table
-from nas.cost import Budget, CostModel
-from nas.encoding import Encoding
-from nas.exploration import Explored, explore
-from nas.pairs import Pairs
-from nas.proposals import apart
+from nas.cost import Budget
+from nas.pairs import Pair, Pairs
+from nas.proposals import Indices, apart, fit, mutate
 from nas.search import Predict
-from nas.shape import Widths
+from nas.shape import Widths, architecture_of
 from nas.space import SearchSpace
-from predictors.protocol import Predictor
 
-
-@dataclass(frozen=True)
-class WithExpected:
-    """An encoding with one more column: the damage that a first predictor expects, reference - score.
-
-    The second predictor's additive line rests on it alone, so that from few pairs it is the first predictor
-    times a factor, and learns from the other columns where that is wrong.
-    """
-
-    base: Encoding
-    expect: Predict
-    reference: float
-
-    @property
-    def cost(self) -> CostModel:
-        """The base's."""
-        return self.base.cost
-
-    @property
-    def errors(self) -> tuple[int, ...]:
-        """The number of the last column."""
-        return (len(self.base.columns),)
-
-    def __call__(self, widths: Widths) -> NDArray[np.float64]:
-        """(n, blocks, 3) widths -> (n, columns + 1) features."""
-        expected = self.reference - self.expect(widths)
-        return np.concatenate([self.base(widths), expected[:, None]], axis=1)
+Score = Callable[[Widths], float]
+"""(blocks, 3) widths -> score of that subnet after front-to-back repair."""
 
 
 def refine(
     space: SearchSpace,
     budget: Budget,
-    encoding: Encoding,
-    make: Callable[[], Predictor],
-    measure: Measure,
+    score: Score,
+    predict: Predict,
+    rows: Indices,
     pairs: Pairs,
-    explored: Explored,
+    rng: np.random.Generator,
     *,
-    reference: float,
-    total: int,
-    rounds: int,
-    trials: int,
-    seed: int,
-    searcher: str = "nsga2",
+    evaluations: int,
+    pool: int = 6,
+    children: int = 64,
     quiet: bool = False,
-) -> Explored:
-    """`explore` with the scores of `measure`, `total` of them over `rounds`, stored in `pairs`.
+) -> list[Pair]:
+    """The refined pairs, best first, after `evaluations` of `score`, all stored in `pairs`.
 
-    The first third goes to the best of what was `explored` that differ from each other in a quarter of all
-    knobs.
+    The first quarter goes to the given `rows` in their order, leaving out what is much like one before. Then,
+    one at a time, the most promising child of the `pool` best is measured: a mutation within the budget,
+    whose score is estimated as its parent's real one plus the difference that `predict` (which knows
+    one-pass scores) sees between the two.
     """
-    best = sorted(explored.pairs, key=lambda pair: -pair.score)
-    rows = space.indices(table(best, space.shape)[0])
-    first = rows[apart(rows, max(2, total // 3), distance=rows.shape[1] // 4)]
-    return explore(
-        space,
-        budget,
-        WithExpected(encoding, explored.predict, reference),
-        make,
-        measure,
-        pairs,
-        first,
-        reference=reference,
-        total=total,
-        rounds=rounds,
-        trials=trials,
-        seed=seed,
-        searcher=searcher,
-        origin="refinement, ",
-        quiet=quiet,
-    )
+    known: dict[bytes, tuple[NDArray[np.int64], Pair]] = {}
+    before = {pair.architecture: pair for pair in pairs.all}
+
+    def measure(row: NDArray[np.int64]) -> None:
+        widths = space.widths(row[None])[0]
+        if widths.tobytes() in known:
+            return
+        architecture = architecture_of(widths, space.shape)
+        pair = before.get(architecture) or pairs.add(architecture, score(widths), "refinement")
+        known[widths.tobytes()] = row, pair
+        bar.update(1)
+
+    with tqdm(total=evaluations, desc="refinement", unit="subnet", disable=quiet, leave=False) as bar:
+        first = apart(rows, max(1, evaluations // 4), distance=rows.shape[1] // 4)
+        for row in rows[first]:
+            measure(row)
+        for _ in range(evaluations - len(known)):
+            best = sorted(known.values(), key=lambda item: -item[1].score)[:pool]
+            parents = np.repeat(np.stack([row for row, _ in best]), children, axis=0)
+            scores = np.repeat([pair.score for _, pair in best], children)
+            young = fit(space, budget, mutate(space, parents, rng), rng)
+            widths = space.widths(young)
+            estimate = scores + predict(widths) - predict(space.widths(parents))
+            for child in np.argsort(-estimate, kind="stable"):
+                if widths[child].tobytes() not in known:
+                    measure(young[child])
+                    break
+    return sorted((pair for _, pair in known.values()), key=lambda pair: -pair.score)
