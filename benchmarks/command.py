@@ -10,7 +10,7 @@ The default is a short run, whose stages split their time as those of a long one
 job in full.
 
     python -m benchmarks.command
-    python -m benchmarks.command --pairs 200 --calibration-windows 128 --refinements 24 --finalists 4 \\
+    python -m benchmarks.command --pairs 200 --calibration-windows 128 --finalists 3 \\
         --random-search --parent ORGANISATION/MODEL --corpus Salesforce/wikitext:wikitext-2-raw-v1
 """
 
@@ -46,7 +46,6 @@ class Settings:
     calibration_windows: int = option(32, "training windows that repair sees", group="input")
     pairs: int = option(48, "pairs of the search", group="input")
     rounds: int = option(3, "rounds of the search", group="input")
-    refinements: int = option(4, "subnets measured under front-to-back repair", group="input")
     finalists: int = option(1, "subnets compared in the end, and per baseline", group="input")
     random_search: bool = option(False, "run random search too", group="input")
     threads: int = option(1, "threads of torch; one is steadiest where other work runs too", group="run")

@@ -41,7 +41,7 @@ from experiments.results import (
 from experiments.stages import Stages, say
 from experiments.text import read_text
 from nas.baselines import dropped_layers, random_cuts, uniform_cuts
-from nas.building import SubnetMeter, build_pairs, table
+from nas.building import SubnetMeter, build_pairs
 from nas.cost import CostModel, budget_of
 from nas.encoding import Encoding
 from nas.evaluate import evaluate, evaluate_all
@@ -55,13 +55,10 @@ from nas.pairs import Pair, Pairs, Setting
 from nas.parent import choose_device, choose_dtype, digest_of, load_parent
 from nas.prepare import FORMAT, prepare
 from nas.proposals import check_reachable
-from nas.refinement import refine
-from nas.repair.sequential import repair_front_to_back
 from nas.repair.stream import Stream
 from nas.report import check_report, terminal_table, write_html, write_json
 from nas.sampling import SAMPLERS, Hints
 from nas.search import SEARCHERS
-from nas.shape import Widths, architecture_of
 from nas.space import default_space
 from predictors import PREDICTORS
 
@@ -110,11 +107,7 @@ class Settings:
         8, "times the predictor is fitted and its best proposals are evaluated", group="search"
     )
     trials: int = option(240, "Optuna trials a round", group="search")
-    refinements: int = option(
-        24, "subnets measured under front-to-back repair, in a local search from the best", group="search"
-    )
-    refine_thinning: int = option(4, "refinement repairs on every n-th calibration window", group="search")
-    finalists: int = option(2, "subnets that are repaired front to back and compared", group="search")
+    finalists: int = option(3, "subnets that are repaired front to back and compared", group="search")
     random_search: bool = option(
         True, "run random search too, a baseline that costs as many evaluations again", group="search"
     )
@@ -220,46 +213,26 @@ def main(settings: Settings) -> None:
             searcher=settings.searcher,
         )
 
-    with stages("refine"):
-        few = text.calibration[:: settings.refine_thinning]
-        sparse = Stream(prepared.parent, few, settings.batch_size)
-
-        def repaired_score(widths: Widths) -> float:
-            architecture = architecture_of(widths, shape)
-            model = repair_front_to_back(prepared.parent, shape, architecture, prepared.bank, sparse)
-            return evaluate(model, text.pairs, batch_size=settings.batch_size).score
-
-        known = sorted(explored.pairs, key=lambda pair: -pair.score)
-        refined: list[Pair] = []
-        if settings.refinements:
-            how = {"format": FORMAT, "windows": len(few), "batch_size": settings.batch_size}
-            refined = refine(
-                space, budget, repaired_score, explored.predict, space.indices(table(known, shape)[0]),
-                Pairs(store, Setting({**setting.fields, "refinement": how})), rng,
-                evaluations=settings.refinements,
-            )  # fmt: skip
-
-    def contender(name: str, measured: list[Pair], evaluations: int) -> Contender:
+    def contender(name: str, measured: list[Pair]) -> Contender:
         return repair_and_choose(
-            prepared, shape, measured, dense, text.final, name=name,
-            finalists=settings.finalists, evaluations=evaluations, batch_size=settings.batch_size,
+            prepared, space, measured, dense, text.final,
+            finalists=settings.finalists, batch_size=settings.batch_size, name=name,
         )  # fmt: skip
 
     with stages("finalists"):
         dense = Stream(prepared.parent, text.calibration, settings.batch_size)
-        evaluations = len(explored.pairs) + len(refined)
-        contenders = {"subnet": contender("finalists", refined or explored.pairs, evaluations)}
+        contenders = {"subnet": contender("finalists", explored.pairs)}
 
     with stages("baselines"):
         cuts = {"uniform": uniform_cuts(space, budget), "drop_layers": dropped_layers(space, budget, hints)}
         if settings.random_search:
-            cuts["random_search"] = random_cuts(space, budget, evaluations, rng)
+            cuts["random_search"] = random_cuts(space, budget, len(explored.pairs), rng)
         built = {
             name: build_pairs(pairs, measure, shape, budget, space.widths(rows), name)
             for name, rows in cuts.items()
             if len(rows)  # there may be no uniform cut this small
         }
-        contenders |= {name: contender(name, found, len(found)) for name, found in built.items()}
+        contenders |= {name: contender(name, found) for name, found in built.items()}
         random_pairs = built.get("random_search", [])
 
     with stages("evaluate"):
@@ -306,8 +279,6 @@ def main(settings: Settings) -> None:
                 "window": f"{settings.seq_len} tokens, the first of each is not predicted",
                 "calibration": f"{len(text.calibration)} training windows",
                 "pairs": f"{len(text.pairs)} validation windows, one-pass repair",
-                "refinement": f"the same windows, front-to-back repair on {len(few)} training windows, "
-                "channels not refitted",
                 "validation": f"{len(text.final)} other validation windows, on which finalists were chosen",
                 "test": f"{len(text.test)} test windows; KL is KL(parent || model) on them",
             },
@@ -336,8 +307,8 @@ def main(settings: Settings) -> None:
 def check(settings: Settings) -> None:
     """Refuse numbers that cannot mean anything, before any work."""
     once = ("calibration_windows", "pair_windows", "final_windows", "batch_size", "rounds", "trials")
-    smallest = dict.fromkeys((*once, "finalists", "refine_thinning"), 1)
-    smallest |= {"seq_len": 2, "pairs": 12, "first_pairs": 12, "test_windows": 0, "refinements": 0, "seed": 0}
+    smallest = dict.fromkeys((*once, "finalists"), 1)
+    smallest |= {"seq_len": 2, "pairs": 12, "first_pairs": 12, "test_windows": 0, "seed": 0}
     for name, least in smallest.items():
         if getattr(settings, name) < least:
             flag = "--" + name.replace("_", "-")

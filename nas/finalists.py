@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -13,9 +14,11 @@ from nas.architecture import Architecture
 from nas.evaluate import Scores, evaluate
 from nas.pairs import Pair
 from nas.prepare import Prepared
+from nas.proposals import apart
 from nas.repair.sequential import repair_front_to_back
 from nas.repair.stream import Stream
-from nas.shape import Shape
+from nas.shape import widths_of
+from nas.space import SearchSpace
 
 
 @dataclass(frozen=True)
@@ -44,31 +47,38 @@ class Contender:
 
 def repair_and_choose(
     prepared: Prepared,
-    shape: Shape,
+    space: SearchSpace,
     pairs: Sequence[Pair],
     dense: Stream,
     validation: Tensor,
     *,
     finalists: int,
-    evaluations: int,
     batch_size: int,
     name: str,
     quiet: bool = False,
 ) -> Contender:
-    """Repair the `finalists` best pairs against `dense`, the permuted parent's stream on the calibration
-    windows, and keep the model with the best score on the `validation` windows.
+    """Repair the `finalists` against `dense`, the permuted parent's stream on the calibration windows, and
+    keep the model with the best score on the `validation` windows.
+
+    Finalists are the best pairs that differ from each other in a quarter of all knobs, as many as there are:
+    among the best, one-pass scores tell little, and such as are much alike end much alike.
 
     Only the best model so far is kept in memory. Raises `ValueError` where there are no pairs.
     """
+    if not pairs:
+        raise ValueError("there are no pairs to choose from")
     best: tuple[PreTrainedModel, Finalist] | None = None
     tried = []
-    top = sorted(pairs, key=lambda pair: -pair.score)[:finalists]
-    for pair in tqdm(top, desc=f"repair, {name}", unit="subnet", disable=quiet, leave=False):
-        model = repair_front_to_back(prepared.parent, shape, pair.architecture, prepared.bank, dense)
+    ranked = sorted(pairs, key=lambda pair: -pair.score)
+    rows = space.indices(np.stack([widths_of(pair.architecture, space.shape) for pair in ranked]))
+    top = apart(rows, finalists, distance=rows.shape[1] // 4)
+    for pair in tqdm(
+        [ranked[number] for number in top], desc=f"repair, {name}", unit="subnet", disable=quiet, leave=False
+    ):
+        model = repair_front_to_back(prepared.parent, space.shape, pair.architecture, prepared.bank, dense)
         finalist = Finalist(pair, evaluate(model, validation, batch_size=batch_size))
         tried.append(finalist)
         if best is None or finalist.validation.score > best[1].validation.score:
             best = model, finalist
-    if best is None:
-        raise ValueError("there are no architectures to choose from")
-    return Contender(*best, tuple(tried), evaluations)
+    assert best is not None
+    return Contender(*best, tuple(tried), len(pairs))

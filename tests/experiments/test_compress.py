@@ -58,7 +58,7 @@ def test_the_report_holds_all_that_is_promised(finished: Path, toy: Path) -> Non
     assert {pair["origin"] for pair in report["pairs"]} >= {"start", "round 1", "random_search"}
     explored = [pair for pair in report["pairs"] if pair["origin"] != "random_search"]
     assert len(explored) == len({pair["digest"] for pair in explored}) == PAIRS
-    assert set(report["stages"]) >= {"load", "parent", "pairs and search", "refine", "finalists", "evaluate"}
+    assert set(report["stages"]) >= {"load", "parent", "pairs and search", "finalists", "evaluate"}
     assert [item["round"] for item in report["search"]["rounds"]] == [1, 2]
     parent = report["parent_scores"]
     assert parent["validation"]["perplexity"] < WORDS / 3
@@ -112,7 +112,7 @@ def test_the_same_command_again_shows_the_result_and_does_no_work(
     assert everything_in(finished) == before
 
 
-# Pairs are stored in this order: the first ones, two rounds, refinement, uniform cuts and so on.
+# Pairs are stored in this order: the first ones, two rounds, uniform cuts and so on.
 @pytest.mark.parametrize("after", [0, 5, 13, PAIRS + 2, PAIRS + 8, "save"])
 def test_an_interrupted_run_ends_with_the_same_report(
     finished: Path, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int | str

@@ -17,7 +17,7 @@ WORDS, SEQ_LEN, PAIRS, KEEP = 40, 24, 16, 0.6
 SMALL = {
     "seq-len": SEQ_LEN, "calibration-windows": 16, "pair-windows": 4, "final-windows": 6, "test-windows": 6,
     "keep": KEEP, "pairs": PAIRS, "first-pairs": 12, "rounds": 2, "trials": 40, "predictor": "ridge",
-    "refinements": 3, "finalists": 1,
+    "finalists": 1,
 }  # fmt: skip
 
 

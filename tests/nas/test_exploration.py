@@ -1,4 +1,4 @@
-"""Exploration and refinement: everything that was paid for is kept, and killing them changes nothing."""
+"""Exploration: everything that was paid for is kept, and killing it changes nothing."""
 
 import os
 import signal
@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from nas.architecture import Architecture
 from nas.building import table
@@ -18,10 +17,8 @@ from nas.encoding import Encoding
 from nas.evaluate import Scores
 from nas.exploration import Explored, explore
 from nas.pairs import Pair, Pairs, Setting
-from nas.proposals import Indices, apart
-from nas.refinement import refine
 from nas.sampling import SAMPLERS
-from nas.shape import Shape, Widths, architecture_of, widths_of
+from nas.shape import Shape, Widths, architecture_of
 from nas.space import SearchSpace
 from predictors import make_predictor
 from tests.nas.small_spaces import damage, everything, hints_of, part_of, score, small_space
@@ -164,108 +161,3 @@ def test_killed_at_any_moment_no_pair_is_lost_and_none_measured_twice(
     assert explored.pairs == undisturbed.pairs
     measured = (tmp_path / "measured").read_text().split() + [each.digest for each in meter.measured]
     assert measured == [pair.architecture.digest for pair in explored.pairs]
-
-
-class Repaired:
-    """Scores under another repair: like the one-pass ones, but not quite; killed before the `dies`-th."""
-
-    def __init__(self, shape: Shape, dies: int | None = None) -> None:
-        self.shape, self.dies = shape, dies
-        self.measured: list[Architecture] = []
-
-    def __call__(self, widths: Widths) -> float:
-        if len(self.measured) + 1 == self.dies:
-            raise KeyboardInterrupt
-        self.measured.append(architecture_of(widths, self.shape))
-        return truth(widths)
-
-
-def truth(widths: Widths) -> float:
-    return -0.8 * float(damage(widths)) - 0.05 * float((widths[:, 2] == 1).sum())
-
-
-def run_refinement(repaired: Repaired, location: str, rows: Indices, evaluations: int = 18) -> list[Pair]:
-    space, budget = small_problem()
-    return refine(
-        space,
-        budget,
-        repaired,
-        score,
-        rows,
-        Pairs(location, SETTING),
-        np.random.default_rng(5),
-        evaluations=evaluations,
-        quiet=True,
-    )
-
-
-def some_good_rows(count: int = 12) -> tuple[Indices, NDArray[np.float64]]:
-    """Rather good architectures, best first by one-pass score, and their scores under the other repair."""
-    space, budget = small_problem()
-    widths = everything(space, budget)
-    widths = widths[np.argsort(-score(widths), kind="stable")][60 : 60 + count]
-    return space.indices(widths), np.array([truth(row) for row in widths])
-
-
-def test_refinement_keeps_the_best_and_betters_it(tmp_path: Path) -> None:
-    space, budget = small_problem()
-    rows, scores = some_good_rows()
-    first = apart(rows, 4, distance=rows.shape[1] // 4)
-    repaired = Repaired(space.shape)
-    pairs = run_refinement(repaired, str(tmp_path / "p"), rows)
-    assert len(set(repaired.measured)) == len(repaired.measured) == len(pairs) == 18
-    assert repaired.measured[:4] == [architecture_of(row, space.shape) for row in space.widths(rows[first])]
-    assert [pair.score for pair in pairs] == sorted((pair.score for pair in pairs), reverse=True)
-    assert pairs[0].score > scores[first].max()
-    widths, stored = table(pairs, space.shape)
-    assert budget.allows(widths).all()
-    assert stored.tolist() == [truth(row) for row in widths]
-    assert sorted(Pairs(str(tmp_path / "p"), SETTING).all, key=lambda pair: -pair.score) == pairs
-
-
-@pytest.mark.parametrize("dies", [1, 4, 7, 18])
-def test_an_interrupted_refinement_goes_on_where_it_stopped(tmp_path: Path, dies: int) -> None:
-    shape, rows = small_problem()[0].shape, some_good_rows()[0]
-    undisturbed = run_refinement(Repaired(shape), str(tmp_path / "undisturbed"), rows)
-    first, second = Repaired(shape, dies), Repaired(shape)
-    with pytest.raises(KeyboardInterrupt):
-        run_refinement(first, str(tmp_path / "p"), rows)
-    assert run_refinement(second, str(tmp_path / "p"), rows) == undisturbed
-    assert len(set(first.measured + second.measured)) == len(first.measured + second.measured) == 18
-
-
-def test_refinement_leaves_out_what_is_much_like_one_before(tmp_path: Path) -> None:
-    space = small_problem()[0]
-    rows = some_good_rows()[0]
-    alike = np.repeat(rows[:3], 2, axis=0)
-    first = apart(alike, 4, distance=rows.shape[1] // 4)
-    assert len(first) < 4
-    repaired = Repaired(space.shape)
-    run_refinement(repaired, str(tmp_path / "p"), alike)
-    expected = [architecture_of(row, space.shape) for row in space.widths(alike[first])]
-    assert repaired.measured[: len(first)] == expected
-
-
-def test_refinement_measures_nothing_twice(tmp_path: Path) -> None:
-    rows = some_good_rows()[0]
-    repaired = Repaired(small_problem()[0].shape)
-    run_refinement(repaired, str(tmp_path / "p"), np.repeat(rows[:4], 3, axis=0))
-    assert len(set(repaired.measured)) == len(repaired.measured) == 18
-
-
-def test_refinement_ends_where_everything_is_known(tmp_path: Path) -> None:
-    space = small_space(1)
-    widths = everything(space)
-    pairs = refine(
-        space,
-        part_of(space, 1.0),
-        truth,
-        score,
-        space.indices(widths),
-        Pairs(str(tmp_path / "p"), SETTING),
-        np.random.default_rng(0),
-        evaluations=30,
-        quiet=True,
-    )
-    assert len(pairs) == len({pair.architecture for pair in pairs}) <= len(widths)
-    assert (table(pairs, space.shape)[0][0] == widths_of(space.shape.parent, space.shape)).all()
