@@ -213,14 +213,15 @@ def main(settings: Settings) -> None:
             searcher=settings.searcher,
         )
 
-    def contender(name: str, measured: list[Pair]) -> Contender:
-        return repair_and_choose(
-            prepared, space, measured, dense, text.final,
-            finalists=settings.finalists, batch_size=settings.batch_size, name=name,
-        )  # fmt: skip
-
     with stages("finalists"):
         dense = Stream(prepared.parent, text.calibration, settings.batch_size)
+
+        def contender(name: str, measured: list[Pair]) -> Contender:
+            return repair_and_choose(
+                prepared, space, measured, dense, text.final,
+                finalists=settings.finalists, batch_size=settings.batch_size, name=name,
+            )  # fmt: skip
+
         contenders = {"subnet": contender("finalists", explored.pairs)}
 
     with stages("baselines"):

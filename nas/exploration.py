@@ -8,6 +8,7 @@ from time import perf_counter
 
 import numpy as np
 
+from data.errors import InputError
 from nas.building import Measure, build_pairs, table
 from nas.cost import Budget
 from nas.damage import DamagePredictor
@@ -67,10 +68,16 @@ def explore(
     """Measure the `first` architectures, then spend the rest of `total` evaluations over `rounds`.
 
     Each round depends on the pairs of the rounds before it and on the seed alone, so that an interrupted run
-    proposes the same again and measures only what is missing. `reference` is the parent's score.
+    proposes the same again and measures only what is missing. `reference` is the parent's score. Raises
+    `InputError` where the budget leaves next to nothing to choose from.
     """
     shape = space.shape
     known = build_pairs(pairs, measure, shape, budget, space.widths(first), "start", quiet=quiet)
+    if len(known) < 2:
+        raise InputError(
+            f"within the budget there is {len(known)} architecture to begin with, and a search takes 2 or "
+            "more; relax the budget"
+        )
     log: list[Round] = []
     gone: list[tuple[int, Dropped]] = []
     pruned = space

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.errors import InputError
 from nas.architecture import Architecture
 from nas.building import table
 from nas.cost import Budget
@@ -105,6 +106,23 @@ def test_exploration_ends_early_where_everything_is_known(tmp_path: Path) -> Non
         **dict(reference=-2.0, total=len(rows) + 9, rounds=2, trials=20, seed=0, quiet=True),
     )
     assert len(explored.pairs) == len(rows) == 20
+
+
+def test_a_budget_that_leaves_no_choice_is_refused(tmp_path: Path) -> None:
+    space, budget = small_problem()
+    hints = hints_of(space.shape)
+    alone = space.indices(everything(space, budget)[:1])
+    with pytest.raises(InputError, match="there is 1 architecture to begin with"):
+        explore(
+            space,
+            budget,
+            Encoding(budget.cost, hints.attention_error, hints.mlp_error),
+            lambda: make_predictor("ridge"),
+            Meter(space.shape),
+            Pairs(str(tmp_path / "p"), SETTING),
+            np.repeat(alone, 3, axis=0),
+            **dict(reference=-2.0, total=40, rounds=2, trials=20, seed=0, quiet=True),
+        )
 
 
 @pytest.mark.parametrize("dies", [1, 2, FIRST, FIRST + 1, 27, TOTAL])
