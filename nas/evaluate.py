@@ -74,11 +74,12 @@ def evaluate_all(
     sums = torch.zeros(len(models), 3, dtype=torch.float64)
     tokens = 0
     for batch in windows.split(batch_size):
+        # No name keeps a batch's logits longer than they are needed: they are most of what a pass takes.
         reference = None if parent is None else parent(batch.to(parent.device), use_cache=False).logits
         for index, model in enumerate(models):
-            own = reference if model is parent else None
-            logits = model(batch.to(model.device), use_cache=False).logits if own is None else own
-            sums[index] += _batch_sums(logits, batch.to(logits.device), reference)
+            known = reference if model is parent else None
+            sums[index] += _batch_sums(model, batch.to(model.device), known, reference)
+        known = reference = None
         tokens += batch[:, 1:].numel()
         progress(len(batch))
     return [
@@ -87,8 +88,12 @@ def evaluate_all(
     ]
 
 
-def _batch_sums(logits: Tensor, batch: Tensor, reference: Tensor | None) -> Tensor:
-    """`summed` over a batch (windows, seq_len), of its logits and the parent's, if any."""
+def _batch_sums(
+    model: PreTrainedModel, batch: Tensor, known: Tensor | None, reference: Tensor | None
+) -> Tensor:
+    """`summed` over a batch (windows, seq_len), of the model's logits, which may be `known` already, and the
+    parent's, if any."""
+    logits = model(batch, use_cache=False).logits if known is None else known
     rows = max(1, TOGETHER[logits.device.type == "cpu"] // logits.shape[-1])
     parts = [
         summed(
