@@ -166,8 +166,7 @@ def main(settings: Settings) -> None:
             "dtype": str(dtype),
         }
         setting = Setting({**protocol, "ranking": settings.ranking, "pair_windows": len(text.pairs)})
-        store = str(settings.out / STORE)
-        pairs = Pairs(store, setting)
+        pairs = Pairs(str(settings.out / STORE), setting)
 
     with stages("parent"):
         reference = evaluate(parent, text.pairs, batch_size=settings.batch_size)

@@ -13,7 +13,6 @@ A subnet with different widths in its blocks brings a modelling file of its own,
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from data.windows import encode, spread, windows
 from experiments.command_line import option, run
 from nas.evaluate import evaluate_all
 from nas.parent import choose_device, choose_dtype, load_parent
+from nas.report import write_json
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def main(settings: Settings) -> None:
         )
     if settings.json is not None:
         record = {name: score.record() for name, score in zip(names, scores, strict=True)}
-        settings.json.write_text(json.dumps(record, indent=1))
+        write_json(record, settings.json)
 
 
 def load(name: str, trust: bool) -> PreTrainedModel:

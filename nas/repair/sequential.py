@@ -28,13 +28,13 @@ class Damping:
 
     `inputs` pulls the input correction towards the identity, `outputs` the output matrix towards its one-pass
     repair, `values` the heads' value-output products towards what they are, `channels` the gates and
-    up-projections; without `channels` these are left alone, which takes half the time.
+    up-projections.
     """
 
     inputs: float = 1e-1
     outputs: float = 1e-2
     values: float = 1e-2
-    channels: float | None = 1e-1
+    channels: float = 1e-1
 
 
 @torch.no_grad()
@@ -59,7 +59,7 @@ def repair_front_to_back(
       made upstream are corrected, not inherited. Where the next parts of the parent are left out, "behind"
       is behind those too: the module then stands in for them as far as a linear map can;
     - an attention's values and output columns are then refitted together (`nas.repair.values`), and so are
-      an MLP's up-projections and output columns (`nas.repair.channels`).
+      an MLP's gates, up-projections and output columns (`nas.repair.channels`).
 
     In families that norm a module's output before adding it the target is the dense module's own output.
     `progress` is told of each finished block.
@@ -100,7 +100,7 @@ def repair_front_to_back(
                 target=behind,
                 dense_output=source.mlp,
                 damping=damping,
-                refit=None if damping.channels is None else partial(
+                refit=partial(
                     refit_channels, mlp, damping=damping.channels, output_damping=damping.outputs
                 ),
             )  # fmt: skip

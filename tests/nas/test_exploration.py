@@ -91,38 +91,33 @@ def test_exploration_spends_what_it_was_given_and_finds_the_optimum(tmp_path: Pa
     assert np.corrcoef(explored.predict(widths), scores)[0, 1] > 0.95
 
 
-def test_exploration_ends_early_where_everything_is_known(tmp_path: Path) -> None:
-    space = small_space(1)
-    budget, hints = part_of(space, 1.0), hints_of(space.shape)
-    rows = space.indices(everything(space))
-    explored = explore(
+def explore_from(rows: Widths, space: SearchSpace, budget: Budget, location: str, total: int) -> Explored:
+    """A short exploration that starts from these architectures."""
+    hints = hints_of(space.shape)
+    return explore(
         space,
         budget,
         Encoding(budget.cost, hints.attention_error, hints.mlp_error),
         lambda: make_predictor("ridge"),
         Meter(space.shape),
-        Pairs(str(tmp_path / "p"), SETTING),
-        rows,
-        **dict(reference=-2.0, total=len(rows) + 9, rounds=2, trials=20, seed=0, quiet=True),
+        Pairs(location, SETTING),
+        space.indices(rows),
+        **dict(reference=-2.0, total=total, rounds=2, trials=20, seed=0, quiet=True),
     )
+
+
+def test_exploration_ends_early_where_everything_is_known(tmp_path: Path) -> None:
+    space = small_space(1)
+    rows = everything(space)
+    explored = explore_from(rows, space, part_of(space, 1.0), str(tmp_path / "p"), len(rows) + 9)
     assert len(explored.pairs) == len(rows) == 20
 
 
 def test_a_budget_that_leaves_no_choice_is_refused(tmp_path: Path) -> None:
     space, budget = small_problem()
-    hints = hints_of(space.shape)
-    alone = space.indices(everything(space, budget)[:1])
+    alone = np.repeat(everything(space, budget)[:1], 3, axis=0)
     with pytest.raises(InputError, match="there is 1 architecture to begin with"):
-        explore(
-            space,
-            budget,
-            Encoding(budget.cost, hints.attention_error, hints.mlp_error),
-            lambda: make_predictor("ridge"),
-            Meter(space.shape),
-            Pairs(str(tmp_path / "p"), SETTING),
-            np.repeat(alone, 3, axis=0),
-            **dict(reference=-2.0, total=40, rounds=2, trials=20, seed=0, quiet=True),
-        )
+        explore_from(alone, space, budget, str(tmp_path / "p"), TOTAL)
 
 
 @pytest.mark.parametrize("dies", [1, 2, FIRST, FIRST + 1, 27, TOTAL])
