@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from nas.calibration import calibrate
+from nas.evidence import Evidence
 from nas.importance import CRITERIA
 from nas.ranking import Ranking, permute, permute_statistics, rank
 from nas.repair.bank import Bank, attention_key, mlp_key, repair_block
@@ -109,9 +109,10 @@ def _compute(
 ) -> dict[str, Tensor]:
     """Everything that is cached, as named tensors."""
     with tqdm(total=len(windows), desc="calibration", unit="window", disable=quiet, leave=False) as bar:
-        statistics = calibrate(parent, windows, batch_size=batch_size, progress=_ticker(bar))
+        evidence = Evidence(parent, shape, windows, batch_size, progress=_ticker(bar))
+        statistics = evidence.statistics
     with tqdm(total=shape.blocks, desc="ranking", unit="block", disable=quiet, leave=False) as bar:
-        orders = rank(parent, shape, statistics, CRITERIA[ranking], progress=_ticker(bar))
+        orders = rank(evidence, CRITERIA[ranking], progress=_ticker(bar))
     permuted = permute(parent, shape, orders)
     statistics = permute_statistics(shape, statistics, orders)
     stored: dict[str, Tensor] = {"influence": torch.tensor(statistics.influence, dtype=torch.float64)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nas.calibration import Statistics
+from nas.evidence import Evidence
 from nas.families import blocks_of
-from nas.importance import Criterion
+from nas.importance import Criterion, UnitScores
 from nas.shape import Shape
 
 
@@ -27,28 +28,27 @@ class Ranking:
 
 
 def rank(
-    parent: PreTrainedModel,
-    shape: Shape,
-    statistics: Statistics,
-    criterion: Criterion,
-    progress: Callable[[int], object] = lambda done: None,
+    evidence: Evidence, criterion: Criterion, progress: Callable[[int], object] = lambda done: None
 ) -> Ranking:
     """Order the units of every block by a criterion; `progress` is told of each finished block."""
-    groups, queries, channels = [], [], []
-    width = shape.queries_per_group * shape.head_dim  # columns of o_proj that belong to one KV group
-    for block, attention_gram, ffn_gram in zip(
-        blocks_of(parent), statistics.attention_gram, statistics.ffn_gram, strict=True
-    ):
-        out = block.self_attn.o_proj.weight.detach()
-        groups.append(criterion(out, attention_gram, width))
-        inside = []
-        for group in range(shape.kv_groups):
-            columns = slice(group * width, (group + 1) * width)
-            inside.append(criterion(out[:, columns], attention_gram[columns, columns], shape.head_dim))
-        queries.append(torch.stack(inside))
-        channels.append(criterion(block.mlp.down_proj.weight.detach(), ffn_gram, 1))
+    scores = []
+    for block in range(evidence.shape.blocks):
+        scores.append(criterion(evidence, block))
         progress(1)
-    return Ranking(tuple(groups), tuple(queries), tuple(channels))
+    return ranking_of(scores)
+
+
+def ranking_of(scores: Sequence[UnitScores]) -> Ranking:
+    """The orders that the scores of all blocks say; equal ones keep the parent's order."""
+
+    def order(values: Tensor) -> Tensor:
+        return values.argsort(dim=-1, descending=True, stable=True)
+
+    return Ranking(
+        tuple(order(block.groups) for block in scores),
+        tuple(order(block.queries) for block in scores),
+        tuple(order(block.channels) for block in scores),
+    )
 
 
 def head_columns(shape: Shape, groups: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,16 +67,26 @@ def permute(parent: PreTrainedModel, shape: Shape, ranking: Ranking) -> PreTrain
     """A copy of the parent with its units in ranked order; its logits are the parent's up to rounding."""
     permuted = copy.deepcopy(parent).requires_grad_(False)
     for index, block in enumerate(blocks_of(permuted)):
-        attention, mlp = block.self_attn, block.mlp
-        q_rows, kv_rows = head_columns(shape, ranking.groups[index], ranking.queries[index])
-        _reorder(attention.q_proj, rows=q_rows)
-        _reorder(attention.k_proj, rows=kv_rows)
-        _reorder(attention.v_proj, rows=kv_rows)
-        _reorder(attention.o_proj, columns=q_rows)
-        _reorder(mlp.gate_proj, rows=ranking.channels[index])
-        _reorder(mlp.up_proj, rows=ranking.channels[index])
-        _reorder(mlp.down_proj, columns=ranking.channels[index])
+        reorder_heads(block, shape, ranking.groups[index], ranking.queries[index])
+        reorder_channels(block, ranking.channels[index])
     return permuted
+
+
+def reorder_heads(block: nn.Module, shape: Shape, groups: Tensor, queries: Tensor) -> None:
+    """Put the heads of a block, changed in place, into the order of groups (G,) and queries (G, Q)."""
+    attention = block.self_attn
+    q_rows, kv_rows = head_columns(shape, groups, queries)
+    _reorder(attention.q_proj, rows=q_rows)
+    _reorder(attention.k_proj, rows=kv_rows)
+    _reorder(attention.v_proj, rows=kv_rows)
+    _reorder(attention.o_proj, columns=q_rows)
+
+
+def reorder_channels(block: nn.Module, channels: Tensor) -> None:
+    """Put the FFN channels of a block, changed in place, into an order (P,)."""
+    _reorder(block.mlp.gate_proj, rows=channels)
+    _reorder(block.mlp.up_proj, rows=channels)
+    _reorder(block.mlp.down_proj, columns=channels)
 
 
 def permute_statistics(shape: Shape, statistics: Statistics, ranking: Ranking) -> Statistics:

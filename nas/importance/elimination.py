@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
+from nas.importance.scores import as_if_ranked
 from nas.linear import damped
 
 
 def elimination(weight: Tensor, gram: Tensor, unit: int) -> Tensor:
-    """Units in the reverse order of their elimination.
+    """Scores in the order of elimination: the output error that the module is left with once a unit and all
+    that go before it are gone, compensated.
 
     With P the inverse of the damped Gram matrix of the units still present, removing unit u and compensating
     the others in the least-squares sense costs tr(W_u (P_uu)^-1 W_u^T) (optimal brain surgeon for a whole
@@ -19,6 +21,7 @@ def elimination(weight: Tensor, gram: Tensor, unit: int) -> Tensor:
     precision = torch.linalg.inv(damped(gram))
     alive = torch.ones(n, dtype=torch.bool, device=weight.device)
     removed: list[int] = []
+    costs = []
     for _ in range(n - 1):
         if unit == 1:
             cost = weights.square().sum(0) / precision.diagonal()
@@ -27,6 +30,7 @@ def elimination(weight: Tensor, gram: Tensor, unit: int) -> Tensor:
             columns = weights.view(-1, n, unit).permute(1, 2, 0)  # (n, unit, d)
             cost = (torch.linalg.solve(blocks, columns) * columns).sum((1, 2))
         victim = int(cost.masked_fill(~alive, torch.inf).argmin())
+        costs.append(cost[victim])
         rows = slice(victim * unit, (victim + 1) * unit)
         # Gaussian elimination of the victim's rows and columns, from the precision and from the weights.
         gain = torch.linalg.solve(precision[rows, rows], precision[rows])  # (unit, n * unit)
@@ -38,5 +42,7 @@ def elimination(weight: Tensor, gram: Tensor, unit: int) -> Tensor:
         precision[rows, :] = 0.0
         precision[:, rows] = 0.0
         precision[rows, rows] = torch.eye(unit, dtype=precision.dtype, device=precision.device)
-    removed.append(int(alive.nonzero()[0]))
-    return torch.tensor(removed[::-1], device=weight.device)
+    last = int(alive.nonzero()[0])
+    rows = slice(last * unit, (last + 1) * unit)
+    costs.append((torch.linalg.inv(precision[rows, rows]) @ weights[:, rows].T).mul(weights[:, rows].T).sum())
+    return as_if_ranked(torch.tensor([*removed, last], device=weight.device), torch.stack(costs))

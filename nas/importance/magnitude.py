@@ -1,9 +1,28 @@
-"""Weight magnitude: the squared norm of a unit's output weights, blind to the data."""
+"""Weight magnitude, blind to the data: of a unit's output weights alone, or of all its coupled weights."""
 
 from torch import Tensor
 
+from nas.evidence import Evidence
+from nas.families import blocks_of
+from nas.gradients import lines, projections
+from nas.importance.criterion import Score
+from nas.importance.scores import UnitScores, of_lines
+
 
 def magnitude(weight: Tensor, gram: Tensor, unit: int) -> Tensor:
-    """Units by the sum of ||W_:j||^2 over their columns, largest first."""
-    energy = weight.double().square().sum(0).view(-1, unit).sum(1)
-    return energy.argsort(descending=True, stable=True)
+    """The sum of ||W_:j||^2 over a unit's columns of the output matrix (Magnitude-sp in FLAP's comparison,
+    arXiv 2312.11983)."""
+    return weight.double().square().sum(0).view(-1, unit).sum(1)
+
+
+def norm(degree: int) -> Score:
+    """The sum of |w|^degree over all coupled weights of a unit (LLM-Pruner's L1 and L2)."""
+
+    def scored(evidence: Evidence, block: int) -> UnitScores:
+        weights = projections(blocks_of(evidence.parent)[block])
+        return of_lines(
+            evidence.shape,
+            {name: lines(name, linear.weight.detach().double().abs() ** degree) for name, linear in weights},
+        )
+
+    return scored
