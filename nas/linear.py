@@ -56,6 +56,41 @@ def prefix_solutions(weight: Tensor, gram: Tensor) -> tuple[Tensor, Tensor, Tens
     return projected, inverse, torch.cat([tail, tail.new_zeros(1)])
 
 
+def prefix_solution(weight: Tensor, gram: Tensor, kept: Tensor, relative: float = DAMPING) -> Tensor:
+    """W S[:, K] S[K, K]^-1 for any kept columns K, (m, kept): `weight` (m, n), `gram` (n, n), S damped."""
+    full = damped(gram, relative)
+    solution: Tensor = torch.linalg.solve(full[kept][:, kept], (weight.double() @ full[:, kept]).T).T
+    return solution
+
+
+def admm(
+    weight: Tensor,
+    gram: Tensor,
+    kept: Tensor,
+    relative: float = DAMPING,
+    *,
+    steps: int = 30,
+    rho: float = 1.0,
+) -> Tensor:
+    """The same least-squares problem by ADMM, (m, kept): argmin over W' that is zero outside `kept` of
+    tr((W' - W) S (W' - W)^T), after so many steps (arXiv 2409.17372, eq. 9 to 11).
+
+    W' <- (W S + rho (Z - U)) (S + rho I)^-1, Z <- W' + U on the kept columns and 0 elsewhere,
+    U <- U + W' - Z, from W' = Z = W and U = 0. Converges to `prefix_solution` for every `rho` > 0.
+    """
+    full = damped(gram, relative)
+    eye = torch.eye(len(full), dtype=full.dtype, device=full.device)
+    inverse = torch.linalg.inv(full + rho * eye)
+    target = weight.double() @ full
+    z, u = weight.double(), torch.zeros_like(target)
+    for _ in range(steps):
+        moved = (target + rho * (z - u)) @ inverse
+        z = torch.zeros_like(z)
+        z[:, kept] = (moved + u)[:, kept]
+        u = u + moved - z
+    return z[:, kept]
+
+
 def ridge(gram: Tensor, cross: Tensor, towards: Tensor, relative: float) -> Tensor:
     """argmin_W of E||W x - y||^2 + lambda ||W - towards||^2, (m, n).
 

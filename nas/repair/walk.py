@@ -1,0 +1,155 @@
+"""A walk through a parent, front to back, cutting module by module with what each step is given to do.
+
+What published systems do to a module (reconstruct it, choose its units anew, compensate for the cut) are
+steps of the same walk: functions of a `Visit` that change its module in place.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from nas.architecture import Architecture, Block
+from nas.calibration import GramSum
+from nas.families import blocks_of, family_of
+from nas.ranking import reorder_channels, reorder_heads
+from nas.repair.stream import Stream, attention_part, input_of, mlp_part
+from nas.shape import Shape, check_fits
+from nas.subnet import cut, kept_query_rows
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One module on the walk, still whole, before it is cut.
+
+    `block` is what its block will keep, `layer` the block of the copy that is being pruned, which steps
+    change, `source` the parent's. `normed` and `dense_normed` are the module's normed inputs in batches
+    (batch, seq_len, hidden), behind the predecessors as already cut and in the parent. `run` and `dense_run`
+    compute the module from such an input.
+    """
+
+    shape: Shape
+    block: Block
+    is_attention: bool
+    layer: nn.Module
+    source: nn.Module
+    normed: Sequence[Tensor]
+    dense_normed: Sequence[Tensor]
+    run: Callable[[Tensor], Any]
+    dense_run: Callable[[Tensor], Any]
+
+    @property
+    def inputs(self) -> tuple[nn.Linear, ...]:
+        """The projections that read the normed input."""
+        if self.is_attention:
+            attention = self.layer.self_attn
+            return attention.q_proj, attention.k_proj, attention.v_proj
+        return self.layer.mlp.gate_proj, self.layer.mlp.up_proj
+
+    @property
+    def output(self) -> nn.Linear:
+        """The output matrix."""
+        linear: nn.Linear = self.layer.self_attn.o_proj if self.is_attention else self.layer.mlp.down_proj
+        return linear
+
+    @cached_property
+    def kept(self) -> Tensor:
+        """The columns of the output matrix that the cut will keep, as it stands."""
+        if self.is_attention:
+            return kept_query_rows(self.shape, self.block, self.output.weight.device)
+        return torch.arange(self.block.ffn, device=self.output.weight.device)
+
+    def states(self) -> list[Tensor]:
+        """Inputs of the output matrix, batch by batch, from the module as it is now."""
+        return [input_of(self.output, self.run, x) for x in self.normed]
+
+    def gram(self) -> Tensor:
+        """The mean outer product of `states`, (n, n) in float64."""
+        gram = GramSum()
+        for h in self.states():
+            gram.add(h)
+        return gram.mean
+
+    def reorder(self, order: Tensor, queries: Tensor | None = None) -> None:
+        """Put the units into an order, the module's KV groups with their queries or its channels."""
+        if self.is_attention:
+            assert queries is not None
+            reorder_heads(self.layer, self.shape, order, queries)
+        else:
+            reorder_channels(self.layer, order)
+
+
+Step = Callable[[Visit], None]
+
+
+@torch.no_grad()
+def walk(
+    parent: PreTrainedModel,
+    shape: Shape,
+    architecture: Architecture,
+    windows: Tensor,
+    steps: Sequence[Step],
+    *,
+    untouched: frozenset[int] = frozenset(),
+    batch_size: int = 8,
+    progress: Callable[[int], object] = lambda done: None,
+) -> PreTrainedModel:
+    """The subnet, as a model of its own: every kept module of the parent gets all `steps` in turn, is then
+    cut to its first units, and passes the stream on. Blocks in `untouched` are cut without steps.
+
+    All statistics come from `windows` (n, seq_len) behind the already cut predecessors. The parent is left as
+    it is; `progress` is told of each finished block.
+    """
+    check_fits(architecture, shape)
+    model = copy.deepcopy(parent).requires_grad_(False)
+    family = family_of(parent.config)
+    dense = Stream(parent, windows, batch_size)
+    own = dense.before(0)
+    for block in architecture.blocks:
+        layer, source = blocks_of(model)[block.source], blocks_of(parent)[block.source]
+        arguments = dense.arguments[block.source]
+
+        def visit(
+            is_attention: bool, own: list[Tensor], before: list[Tensor],
+            block: Block = block, layer: nn.Module = layer, source: nn.Module = source,
+            arguments: Any = arguments,
+        ) -> None:  # fmt: skip
+            norm = family.attention_pre if is_attention else family.mlp_pre
+            seen = Visit(
+                shape, block, is_attention, layer, source,
+                normed=[getattr(layer, norm)(h) for h in own],
+                dense_normed=[getattr(source, norm)(h) for h in before],
+                run=partial(_attend, layer.self_attn, arguments) if is_attention else layer.mlp,
+                dense_run=partial(_attend, source.self_attn, arguments) if is_attention else source.mlp,
+            )  # fmt: skip
+            for step in steps if block.source not in untouched else ():
+                step(seen)
+
+        if block.kv_groups:
+            visit(True, own, dense.before(block.source))
+            cut_layer = _alone(model, shape, block)
+            own = [attention_part(cut_layer, family, h, arguments) for h in own]
+        if block.ffn:
+            visit(False, own, dense.middle(block.source))
+            cut_layer = _alone(model, shape, block)
+            own = [mlp_part(cut_layer, family, h) for h in own]
+        progress(1)
+    return cut(model, shape, architecture, own=True)
+
+
+def _attend(attention: nn.Module, arguments: Any, x: Tensor) -> Tensor:
+    out: Tensor = attention(hidden_states=x, **arguments)[0]
+    return out
+
+
+def _alone(model: PreTrainedModel, shape: Shape, block: Block) -> nn.Module:
+    """One block of the model as the architecture wants it."""
+    kept = block if block.kv_groups else Block(block.source, 1, 1, block.ffn)  # a model needs attention
+    return blocks_of(cut(model, shape, Architecture(shape.hidden, (kept,))))[0]

@@ -1,0 +1,190 @@
+"""The walk cuts what a plain cut cuts, and each published step does to a module what its paper says."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nas.architecture import Architecture
+from nas.families import blocks_of, family_of, shape_of
+from nas.importance.elimination import elimination
+from nas.importance.output_energy import output_energy
+from nas.importance.second_moment import product_form
+from nas.linear import admm, prefix_solution
+from nas.ranking import head_columns
+from nas.repair.steps import choose, compensate, mean_bias, reconstruct
+from nas.repair.walk import Visit, walk
+from nas.shape import Shape
+from nas.subnet import cut
+from tests.nas.tiny_models import CUTS, PARENTS, architecture_of_cut, permuted_parent, tiny_parent, tokens
+
+WINDOWS = tokens(length=12, batch=10)
+
+
+def logits(model: nn.Module) -> Tensor:
+    with torch.no_grad():
+        result: Tensor = model(tokens(seed=5)).logits
+    return result
+
+
+@pytest.mark.parametrize("what", CUTS)
+@pytest.mark.parametrize("name", PARENTS)
+def test_without_steps_a_walk_is_a_cut(name: str, what: str) -> None:
+    parent, shape = permuted_parent(name)
+    architecture = architecture_of_cut(what, shape)
+    before = {key: value.clone() for key, value in parent.state_dict().items()}
+    walked = walk(parent, shape, architecture, WINDOWS, [])
+    assert torch.equal(logits(walked), logits(cut(parent, shape, architecture)))
+    assert all(torch.equal(value, before[key]) for key, value in parent.state_dict().items())
+
+
+def steps_seen(name: str, architecture: Architecture, shape: Shape) -> list[Visit]:
+    parent, _ = permuted_parent(name)
+    seen: list[Visit] = []
+    walk(parent, shape, architecture, WINDOWS, [seen.append])
+    return seen
+
+
+def error(out: nn.Linear, states: list[Tensor], wanted: list[Tensor]) -> float:
+    bias = 0.0 if out.bias is None else out.bias
+    return sum(
+        float((h @ out.weight.T + bias - goal).double().square().sum())
+        for h, goal in zip(states, wanted, strict=True)
+    )
+
+
+@pytest.mark.parametrize("name", PARENTS)
+def test_compensation_never_raises_the_error_it_minimises(name: str) -> None:
+    parent, shape = permuted_parent(name)
+    errors: list[float] = []
+
+    def measure(visit: Visit) -> None:
+        states = visit.states()
+        bias = 0.0 if visit.output.bias is None else visit.output.bias
+        wanted = [h @ visit.output.weight.T + bias for h in states]
+        whole = visit.output.weight.data
+        visit.output.weight.data = torch.zeros_like(whole)
+        visit.output.weight.data[:, visit.kept] = whole[:, visit.kept]
+        errors.append(error(visit.output, states, wanted))
+        visit.output.weight.data = whole
+        compensate(1e-6)(visit)
+        errors.append(error(visit.output, states, wanted))
+
+    walk(parent, shape, architecture_of_cut("narrow", shape), WINDOWS, [measure])
+    assert len(errors) == 4 * shape.blocks
+    assert all(
+        after <= before * (1 + 1e-4) + 1e-6 for before, after in zip(errors[::2], errors[1::2], strict=True)
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_admm_converges_to_the_closed_form(seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    x = torch.randn(60, 12, generator=draw, dtype=torch.float64)
+    weight = torch.randn(5, 12, generator=draw, dtype=torch.float64)
+    gram, kept = x.T @ x / 60, torch.tensor([0, 2, 3, 7, 9])
+    closed = prefix_solution(weight, gram, kept)
+    distance = [float((admm(weight, gram, kept, steps=n) - closed).norm()) for n in (0, 5, 30, 200)]
+    assert distance == sorted(distance, reverse=True)
+    assert distance[2] < 0.05 * distance[0]
+    assert distance[3] < 1e-6 * distance[0]
+
+
+def test_admm_as_a_step_comes_to_what_the_closed_form_does() -> None:
+    parent, shape = permuted_parent("llama")
+    architecture = architecture_of_cut("narrow", shape)
+    closed = walk(parent, shape, architecture, WINDOWS, [compensate()])
+    iterated = walk(parent, shape, architecture, WINDOWS, [compensate(admm_steps=400)])
+    torch.testing.assert_close(logits(iterated), logits(closed), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", PARENTS)
+def test_where_nothing_has_drifted_reconstruction_changes_nothing(name: str) -> None:
+    parent, shape = permuted_parent(name)
+    walked = walk(parent, shape, shape.parent, WINDOWS, [reconstruct()])
+    torch.testing.assert_close(logits(walked), logits(parent), rtol=1e-3, atol=2e-3)
+
+
+def test_reconstruction_brings_a_drifted_module_nearer_to_the_parent() -> None:
+    parent, shape = permuted_parent("llama")
+    architecture = architecture_of_cut("shallow", shape)  # block 0 is gone, so block 1 is drifted
+    errors: list[float] = []
+
+    def measure(visit: Visit) -> None:
+        wanted = [visit.dense_run(x) for x in visit.dense_normed]
+        errors.append(error(visit.output, visit.states(), wanted))
+        reconstruct(1e-4)(visit)
+        errors.append(error(visit.output, visit.states(), wanted))
+
+    walk(parent, shape, architecture, WINDOWS, [measure])
+    assert len(errors) == 8
+    assert all(after < 0.9 * before for before, after in zip(errors[::2], errors[1::2], strict=True))
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-biased", "qwen2"])
+def test_a_mean_bias_gives_a_module_its_mean_output_back(name: str) -> None:
+    parent, shape = permuted_parent(name)
+    architecture = architecture_of_cut("narrow", shape)
+    walked = walk(parent, shape, architecture, WINDOWS, [mean_bias])
+    visit = steps_seen(name, architecture, shape)[0]
+    family = family_of(parent.config)
+    assert family.attention_pre
+    module = blocks_of(walked)[0].self_attn
+    arguments = visit.run.args[1]  # type: ignore[attr-defined]
+    with torch.no_grad():
+        mine = torch.cat([module(hidden_states=x, **arguments)[0] for x in visit.normed]).mean((0, 1))
+        theirs = torch.cat([visit.dense_run(x) for x in visit.dense_normed]).mean((0, 1))
+    torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("score", [output_energy, elimination])
+def test_a_choice_keeps_the_units_that_the_criterion_puts_first(score: object) -> None:
+    parent = tiny_parent("llama")
+    shape = shape_of(parent)
+    architecture = architecture_of_cut("narrow", shape)
+    chosen: list[Tensor] = []
+
+    def note(visit: Visit) -> None:
+        if not chosen:
+            gram, out = visit.gram(), visit.output.weight
+            width = shape.queries_per_group * shape.head_dim
+            groups = score(out, gram, width).argsort(descending=True)  # type: ignore[operator]
+            queries = torch.stack(
+                [
+                    score(  # type: ignore[operator]
+                        out[:, g * width : (g + 1) * width],
+                        gram[g * width : (g + 1) * width, g * width : (g + 1) * width],
+                        shape.head_dim,
+                    ).argsort(descending=True)
+                    for g in range(shape.kv_groups)
+                ]
+            )
+            chosen.append(head_columns(shape, groups, queries)[0])
+
+    walked = walk(parent, shape, architecture, WINDOWS, [note, choose(score)])  # type: ignore[arg-type]
+    kept = blocks_of(walked)[0].self_attn.o_proj.weight
+    assert torch.equal(kept, blocks_of(parent)[0].self_attn.o_proj.weight[:, chosen[0]][:, : kept.shape[1]])
+
+
+def test_channels_can_be_chosen_by_the_whole_mlp() -> None:
+    parent = tiny_parent("llama")
+    shape = shape_of(parent)
+    grams: list[Tensor] = []
+
+    def note(visit: Visit) -> None:
+        if not visit.is_attention:
+            x = torch.cat([each.flatten(0, 1) for each in visit.normed]).double()
+            grams.append(x.T @ x / len(x))
+
+    architecture = architecture_of_cut("uniform", shape)
+    walked = walk(parent, shape, architecture, WINDOWS, [note, choose(output_energy, channels=product_form)])
+    mlp = blocks_of(parent)[0].mlp
+    first = product_form(mlp, grams[0]).argsort(descending=True)[: architecture.blocks[0].ffn]
+    kept = blocks_of(walked)[0].mlp.up_proj.weight
+    assert torch.equal(kept, mlp.up_proj.weight[first])
+
+
+def test_untouched_blocks_are_cut_without_steps() -> None:
+    parent, shape = permuted_parent("llama")
+    architecture = architecture_of_cut("narrow", shape)
+    walked = walk(parent, shape, architecture, WINDOWS, [compensate()], untouched=frozenset({0, 1, 2}))
+    assert torch.equal(logits(walked), logits(cut(parent, shape, architecture)))
