@@ -23,7 +23,7 @@ def files(*folders: str, kinds: tuple[str, ...] = (".py",)) -> list[str]:
 
 def scripts() -> list[str]:
     return [
-        Path(path).stem
+        path.removesuffix(".py").replace("/", ".").removeprefix("experiments.")
         for path in files("experiments")
         if re.search(r"^class Settings\b", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
     ]

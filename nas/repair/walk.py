@@ -7,10 +7,10 @@ steps of the same walk: functions of a `Visit` that change its module in place.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import Any
+from functools import cached_property
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ class Visit:
     `block` is what its block will keep, `layer` the block of the copy that is being pruned, which steps
     change, `source` the parent's. `normed` and `dense_normed` are the module's normed inputs in batches
     (batch, seq_len, hidden), behind the predecessors as already cut and in the parent. `run` and `dense_run`
-    compute the module from such an input.
+    compute the module from such an input; an attention gets the block's `arguments` beside it.
     """
 
     shape: Shape
@@ -42,8 +42,20 @@ class Visit:
     source: nn.Module
     normed: Sequence[Tensor]
     dense_normed: Sequence[Tensor]
-    run: Callable[[Tensor], Any]
-    dense_run: Callable[[Tensor], Any]
+    arguments: Mapping[str, Any]
+
+    def run(self, x: Tensor) -> Tensor:
+        """The module's output (batch, seq_len, hidden) as it is now."""
+        return self._run(self.layer, x)
+
+    def dense_run(self, x: Tensor) -> Tensor:
+        """The parent's module's output."""
+        return self._run(self.source, x)
+
+    def _run(self, layer: nn.Module, x: Tensor) -> Tensor:
+        if not self.is_attention:
+            return cast(Tensor, layer.mlp(x))
+        return cast(Tensor, layer.self_attn(hidden_states=x, **self.arguments)[0])
 
     @property
     def inputs(self) -> tuple[nn.Linear, ...]:
@@ -119,15 +131,14 @@ def walk(
         def visit(
             is_attention: bool, own: list[Tensor], before: list[Tensor],
             block: Block = block, layer: nn.Module = layer, source: nn.Module = source,
-            arguments: Any = arguments,
+            arguments: Mapping[str, Any] = arguments,
         ) -> None:  # fmt: skip
             norm = family.attention_pre if is_attention else family.mlp_pre
             seen = Visit(
                 shape, block, is_attention, layer, source,
                 normed=[getattr(layer, norm)(h) for h in own],
                 dense_normed=[getattr(source, norm)(h) for h in before],
-                run=partial(_attend, layer.self_attn, arguments) if is_attention else layer.mlp,
-                dense_run=partial(_attend, source.self_attn, arguments) if is_attention else source.mlp,
+                arguments=arguments,
             )  # fmt: skip
             for step in steps if block.source not in untouched else ():
                 step(seen)
@@ -142,11 +153,6 @@ def walk(
             own = [mlp_part(cut_layer, family, h) for h in own]
         progress(1)
     return cut(model, shape, architecture, own=True)
-
-
-def _attend(attention: nn.Module, arguments: Any, x: Tensor) -> Tensor:
-    out: Tensor = attention(hidden_states=x, **arguments)[0]
-    return out
 
 
 def _alone(model: PreTrainedModel, shape: Shape, block: Block) -> nn.Module:

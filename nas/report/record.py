@@ -73,7 +73,7 @@ def plain(value: Any) -> Any:
     raise TypeError(f"a report holds plain values, not {value!r} of type {type(value).__name__}")
 
 
-def write_json(report: Report, path: str | Path) -> None:
+def write_json(report: Any, path: str | Path) -> None:
     """The report as JSON, keys in the order given; a reader sees the old file or the whole new one."""
     write_text(json.dumps(plain(report), indent=1, allow_nan=False, ensure_ascii=False) + "\n", path)
 

@@ -21,7 +21,7 @@ SMALL = {
 }  # fmt: skip
 
 
-def make_toy(folder: Path) -> Path:
+def make_toy(folder: Path, blocks: int = 3) -> Path:
     """A parent in a folder, trained a little on the sentences of the corpus beside it."""
     draw = random.Random(0)
     (folder / "corpus").mkdir()
@@ -37,7 +37,7 @@ def make_toy(folder: Path) -> Path:
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=WORDS + 1, hidden_size=32, intermediate_size=24, num_hidden_layers=3, head_dim=8,
+            vocab_size=WORDS + 1, hidden_size=32, intermediate_size=24, num_hidden_layers=blocks, head_dim=8,
             num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, bos_token_id=None,
             eos_token_id=None, pad_token_id=None,
         )

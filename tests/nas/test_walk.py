@@ -129,9 +129,8 @@ def test_a_mean_bias_gives_a_module_its_mean_output_back(name: str) -> None:
     family = family_of(parent.config)
     assert family.attention_pre
     module = blocks_of(walked)[0].self_attn
-    arguments = visit.run.args[1]  # type: ignore[attr-defined]
     with torch.no_grad():
-        mine = torch.cat([module(hidden_states=x, **arguments)[0] for x in visit.normed]).mean((0, 1))
+        mine = torch.cat([module(hidden_states=x, **visit.arguments)[0] for x in visit.normed]).mean((0, 1))
         theirs = torch.cat([visit.dense_run(x) for x in visit.dense_normed]).mean((0, 1))
     torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 

@@ -1,0 +1,154 @@
+"""Greedy Output Approximation (arXiv 2407.19126): how far does one go without any training?
+
+Modules are visited front to back. Each is first refitted to the parent's own outputs on the input that has
+drifted behind the modules cut before (`--no-reconstruct` leaves that out), then its heads or channels are
+ranked on the refitted module by the depth-2 second moment, heads that attend like another going first
+(`--similarity`), and it is cut; `--compensate` refits the output matrix once more to what was cut. The same
+share is cut from every block but the ends.
+
+    python -m experiments.published.output_approximation --parent FOLDER --corpus FOLDER --moment product
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import GenerationMixin
+
+from data.errors import InputError
+from experiments.command_line import option, run
+from experiments.published.case import Case, Common, Outcome, run_system
+from experiments.published.estimation_fusion import protected
+from nas.importance.output_energy import output_energy
+from nas.importance.second_moment import product_form
+from nas.oneshot import same_share
+from nas.repair.steps import choose, compensate, reconstruct
+from nas.repair.walk import Step, Visit, walk
+from nas.shape import architecture_of
+from nas.similarity import group_divergence, head_divergence, redundant
+
+
+@dataclass(frozen=True)
+class Settings(Common):
+    """The paper's, with the protected ends scaled to the parent's depth."""
+
+    moment: Literal["product", "exact"] = option(
+        "exact", "second moment of channels: as printed, or that of what down_proj reads", group="system"
+    )
+    similarity: float = option(
+        0.0, "heads nearer than this Jensen-Shannon divergence count as alike; 0 for none", group="system"
+    )
+    literal: bool = option(False, "drop the first of two alike heads, not the less important", group="system")
+    reconstruct: bool = option(True, "refit each module before it is cut", group="system")
+    compensate: bool = option(False, "refit each output matrix after the cut", group="system")
+    damping: float = option(1e-3, "ridge term of both refits, relative to the mean power", group="system")
+    data: Literal["calibration", "random", "generated"] = option(
+        "calibration", "what the statistics come from: text, random tokens, or text that the parent writes",
+        group="system",
+    )  # fmt: skip
+    criterion_windows: int = option(16, "windows that heads are compared on", group="system")
+    protect: float = option(
+        0.125,
+        "share of blocks left alone at the front, half as many at the end, at least one each "
+        "(the paper prunes blocks 4 to 29 of 32); 0 for none",
+        group="system",
+    )
+
+
+def prune(case: Case, keep: float, settings: Settings) -> Outcome:
+    """Reconstruct, choose, cut, module by module."""
+    if settings.similarity < 0 or settings.damping <= 0 or settings.criterion_windows < 1:
+        raise InputError(
+            f"--similarity is {settings.similarity}, --damping {settings.damping} and --criterion-windows "
+            f"{settings.criterion_windows}; give at least 0, more than 0 and at least 1"
+        )
+    spared = protected(case, settings.protect)
+    architecture = architecture_of(same_share(case.budget(keep), spared), case.shape)
+    channels = product_form if settings.moment == "product" else None
+    log: dict[str, Any] = {"alike": {}}
+    steps: list[Step] = [reconstruct(settings.damping)] if settings.reconstruct else []
+    steps.append(choose(output_energy, channels))
+    if settings.similarity:
+        steps.append(alike_last(settings, lambda block, names: log["alike"].update({block: names})))
+    if settings.compensate:
+        steps.append(compensate(settings.damping))
+    model = walk(
+        case.parent, case.shape, architecture, windows_of(case, settings), steps,
+        untouched=frozenset(spared), batch_size=settings.batch_size,
+    )  # fmt: skip
+    return Outcome(
+        model,
+        architecture,
+        [
+            f"units ranked by the depth-2 second moment, {settings.moment}, front to back",
+            f"blocks {spared} protected",
+            "modules refitted to the parent's outputs before the cut"
+            if settings.reconstruct
+            else "no repair",
+            f"statistics from {settings.data}",
+        ],
+        log,
+    )
+
+
+def alike_last(settings: Settings, note: Callable[[int, list[int]], None]) -> Step:
+    """Put heads that another can stand in for behind all others, after a choice by importance."""
+
+    def step(visit: Visit) -> None:
+        if not visit.is_attention:
+            return
+        shape = visit.shape
+        some = torch.cat(list(visit.normed))[: settings.criterion_windows].split(1)
+        divergence = group_divergence(shape, head_divergence(visit.layer.self_attn, visit.arguments, some))
+        rank = torch.arange(shape.kv_groups, 0, -1)  # already in order of importance
+        last = redundant(divergence, rank, settings.similarity, literal=settings.literal)
+        first = [group for group in range(shape.kv_groups) if group not in last]
+        order = torch.tensor([*first, *sorted(last)], device=divergence.device)
+        same = torch.arange(shape.queries_per_group, device=order.device)
+        visit.reorder(order, same.expand(shape.kv_groups, -1))
+        note(visit.block.source, last)
+
+    return step
+
+
+def windows_of(case: Case, settings: Settings) -> Tensor:
+    """The windows that all statistics come from, (n, seq_len)."""
+    size = case.text.calibration.shape
+    draw = torch.Generator().manual_seed(settings.seed)
+    if settings.data == "calibration":
+        return case.text.calibration
+    random = torch.randint(0, case.shape.vocab, size, generator=draw)
+    if settings.data == "random":
+        return random
+    return self_generated(case, random[:, :1], size[1], settings)
+
+
+@torch.no_grad()
+def self_generated(case: Case, starts: Tensor, length: int, settings: Settings) -> Tensor:
+    """What the parent writes after each first token (n, 1), sampled, (n, length)."""
+    assert isinstance(case.parent, GenerationMixin)
+    parts = []
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        for batch in starts.split(settings.batch_size * 4):
+            parts.append(
+                case.parent.generate(
+                    batch.to(case.parent.device), attention_mask=torch.ones_like(batch), do_sample=True,
+                    max_length=length, min_length=length, top_k=0, pad_token_id=0,
+                ).cpu()
+            )  # fmt: skip
+    return torch.cat(parts)
+
+
+def main(settings: Settings) -> None:
+    """One result for each fraction asked for."""
+    run_system("output_approximation", prune, settings)
+
+
+if __name__ == "__main__":
+    sys.exit(run(Settings, main))

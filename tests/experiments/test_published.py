@@ -1,0 +1,128 @@
+"""Published systems run on a toy, fit their fraction, save what loads, and are compared."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from experiments.command_line import run
+from experiments.published import compare, estimation_fusion, output_approximation
+from experiments.published.case import RESULT
+from tests.experiments.toy_job import WORDS, everything_in, make_toy
+
+SMALL = {
+    "seq-len": "24", "calibration-windows": "16", "search-windows": "4", "final-windows": "4",
+    "test-windows": "6", "keep": "0.6",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_toy(tmp_path_factory.mktemp("toy"), blocks=6)
+
+
+def given(toy: Path, out: Path, *more: str) -> list[str]:
+    places = {"parent": toy / "parent", "corpus": toy / "corpus", "cache": toy / "cache", "out": out}
+    pairs = ((f"--{name}", str(value)) for name, value in {**places, **SMALL}.items())
+    return [word for pair in pairs for word in pair] + list(more)
+
+
+def compared(toy: Path, out: Path, *more: str) -> int:
+    return run(compare.Settings, compare.main, given(toy, out, *more))
+
+
+@pytest.fixture(scope="module")
+def everything(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("compared")
+    assert compared(toy, out) == 0
+    return out
+
+
+@pytest.mark.slow
+def test_all_systems_stand_in_one_list(everything: Path) -> None:
+    results = json.loads((everything / "compare.json").read_text())
+    assert [result["system"] for result in results] == list(compare.SYSTEMS)
+    for result in results:
+        depth = result["system"] in ("sleb", "shortgpt")  # the nearest number of blocks
+        assert 0.3 < result["kept"] <= (0.67 if depth else 0.6)
+        assert 1.0 < result["perplexity"] < 10 * WORDS
+        assert result["seconds"] >= 0
+    assert (everything / "compare.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_every_checkpoint_loads_and_scores_what_the_table_says(everything: Path) -> None:
+    windows = torch.randint(0, WORDS, (2, 24), generator=torch.Generator().manual_seed(0))
+    for result in json.loads((everything / "compare.json").read_text()):
+        model = AutoModelForCausalLM.from_pretrained(result["checkpoint"], trust_remote_code=True)
+        kept = [len(block) for block in (result["architecture"]["blocks"],)][0]
+        assert model.config.num_hidden_layers == kept
+        assert model(windows).logits.isfinite().all()
+        total = sum(p.numel() for p in model.parameters())
+        parent = AutoModelForCausalLM.from_pretrained(everything_parent(result))
+        whole = sum(p.numel() for p in parent.parameters())
+        assert result["parameters_kept"] == pytest.approx(total / whole)
+
+
+def everything_parent(result: dict[str, object]) -> str:
+    asked = result["asked"]
+    assert isinstance(asked, dict)
+    return str(asked["parent"])
+
+
+@pytest.mark.slow
+def test_the_same_command_again_measures_nothing_again(toy: Path, everything: Path) -> None:
+    before = everything_in(everything)
+    assert compared(toy, everything, "--systems", "flap", "uniform") == 0
+    after = everything_in(everything)
+    unchanged = {name for name in before if "/compare." not in name}
+    assert all(after[name] == before[name] for name in unchanged)
+
+
+def test_other_settings_are_measured_anew(toy: Path, tmp_path: Path) -> None:
+    assert compared(toy, tmp_path, "--systems", "llm_pruner_unprotected") == 0
+    path = tmp_path / "llm_pruner_unprotected-0.6" / RESULT
+    first = json.loads(path.read_text())
+    assert compared(toy, tmp_path, "--systems", "llm_pruner_unprotected", "--calibration-windows", "4") == 0
+    second = json.loads(path.read_text())
+    assert (first["asked"]["calibration_windows"], second["asked"]["calibration_windows"]) == (16, 4)
+
+
+@pytest.mark.parametrize("mode", ["fixed", "reliability", "attention", "searched"])
+def test_fusion_finds_its_weights_in_every_mode(toy: Path, tmp_path: Path, mode: str) -> None:
+    more = ("--mode", mode, "--trials", "6", "--weight", "1")
+    assert run(estimation_fusion.Settings, estimation_fusion.main, given(toy, tmp_path, *more)) == 0
+    result = json.loads((tmp_path / "estimation_fusion-0.6" / RESULT).read_text())
+    weights = result["details"]["weights"]
+    assert len(weights) == 6
+    assert all(0 <= value <= 1 for block in weights for value in block.values())
+
+
+@pytest.mark.parametrize("data", ["calibration", "random", "generated"])
+@pytest.mark.parametrize("more", [(), ("--moment", "product", "--compensate"), ("--similarity", "0.3")])
+def test_output_approximation_runs_in_every_form(
+    toy: Path, tmp_path: Path, data: str, more: tuple[str, ...]
+) -> None:
+    words = given(toy, tmp_path, "--data", data, "--protect", "0", *more)
+    assert run(output_approximation.Settings, output_approximation.main, words) == 0
+    result = json.loads((tmp_path / "output_approximation-0.6" / RESULT).read_text())
+    assert result["kept"] <= 0.6
+    assert bool(result["details"]["alike"]) == ("--similarity" in more)
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (("--systems", "nonsense"), "no system 'nonsense'"),
+        (("--keep", "0"), "--keep is 0"),
+        (("--test-windows", "-1"), "--test-windows is -1"),
+        (("--systems", "llm_pruner", "--keep", "0.3"), "no system could"),
+    ],
+)
+def test_nonsense_is_refused(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...], sentence: str
+) -> None:
+    assert compared(toy, tmp_path, *more) == 2
+    assert sentence in capsys.readouterr().err
