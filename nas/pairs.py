@@ -13,7 +13,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,13 @@ from nas.architecture import Architecture
 
 @dataclass(frozen=True)
 class Pair:
-    """An architecture and its measured score (larger is better), with where it came from."""
+    """An architecture and its measured score (larger is better), with where it came from and what else was
+    measured of it."""
 
     architecture: Architecture
     score: float
     origin: str
+    measured: Mapping[str, float] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ class Pairs:
             )
         attributes = {"architecture": architecture.to_json(), "origin": origin, **measured}
         self._study.add_trial(create_trial(value=score, user_attrs=attributes))
-        pair = Pair(architecture, score, origin)
+        pair = Pair(architecture, score, origin, measured)
         self._pairs.append(pair)
         return pair
 
@@ -169,7 +171,8 @@ def _read(trial: optuna.trial.FrozenTrial) -> Pair:
     if value is None or not math.isfinite(value):
         raise ValueError(f"trial {trial.number} has the score {value}")
     architecture = Architecture.from_json(trial.user_attrs["architecture"])
-    return Pair(architecture, value, str(trial.user_attrs["origin"]))
+    measured = {name: v for name, v in trial.user_attrs.items() if name not in ("architecture", "origin")}
+    return Pair(architecture, value, str(trial.user_attrs["origin"]), measured)
 
 
 def _first_line(error: Exception) -> str:

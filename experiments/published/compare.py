@@ -23,13 +23,14 @@ from matplotlib import pyplot
 
 from data.errors import InputError
 from experiments.command_line import option, run
-from experiments.published import estimation_fusion, output_approximation
+from experiments.published import accuracy_predictor, estimation_fusion, output_approximation
 from experiments.published.baselines import BASELINES
 from experiments.published.case import Case, Common, open_case, produce, table
 from experiments.stages import say
 from nas.report import write_json
 
 SYSTEMS: dict[str, tuple[type[Common], Callable[..., Any]]] = {
+    "accuracy_predictor": (accuracy_predictor.Settings, accuracy_predictor.prune),
     "estimation_fusion": (estimation_fusion.Settings, estimation_fusion.prune),
     "output_approximation": (output_approximation.Settings, output_approximation.prune),
     **{name: (Common, baseline) for name, baseline in BASELINES.items()},

@@ -1,0 +1,54 @@
+"""Several numbers of one subnet at once: what a multi-target predictor learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from data.corpus import load_corpus
+from data.windows import encode, spread, windows
+from experiments.published.case import Case
+from nas.evaluate import evaluate
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Measurements by name, larger is better each, and `fields`, which say what they depend on."""
+
+    measures: Mapping[str, Callable[[PreTrainedModel], float]]
+    fields: dict[str, Any]
+
+    @property
+    def names(self) -> list[str]:
+        """In order; the first is the pair's score."""
+        return list(self.measures)
+
+    def measure(self, model: PreTrainedModel) -> dict[str, float]:
+        """All of one model."""
+        return {name: measure(model) for name, measure in self.measures.items()}
+
+
+def make_targets(
+    case: Case, second_corpus: str, tasks: Sequence[str], task_folder: str, task_items: int
+) -> Targets:
+    """Negative log-perplexity on the case's validation windows and on as many of a second text, and accuracy
+    on tasks. Raises `InputError` for what cannot be read."""
+    size = case.settings.batch_size
+    texts = {"log_perplexity": case.text.pairs}
+    fields: dict[str, Any] = {"corpus": case.text.name, "windows": len(case.text.pairs)}
+    if second_corpus:
+        found = load_corpus(second_corpus)
+        ids = encode(case.tokenizer, found.split("validation"), case.settings.cache)
+        second = windows(ids, case.settings.seq_len)
+        texts["second_log_perplexity"] = spread(second, min(len(case.text.pairs), len(second)))
+        fields["second_corpus"] = found.name
+
+    def score(seen: Tensor, model: PreTrainedModel) -> float:
+        return evaluate(model, seen, batch_size=size).score
+
+    return Targets({name: partial(score, seen) for name, seen in texts.items()}, fields)
