@@ -40,6 +40,17 @@ def read_hub(name: str, field: str = "text") -> tuple[dict[str, Passages], dict[
     return _complete(name, passages, source)
 
 
+def read_rows(name: str, split: str) -> list[dict[str, Any]]:
+    """All rows of one split of `owner/name[:config]`; InputError when they cannot be had."""
+    dataset_id, _, config = name.partition(":")
+    try:
+        import datasets
+
+        return list(datasets.load_dataset(dataset_id, config or None, split=split))
+    except Exception as error:  # as above
+        raise InputError(_sentence(name, error)) from error
+
+
 def _rows(rows: Any, field: str, stream: bool) -> list[str]:
     texts: list[str] = []
     characters = 0
