@@ -138,6 +138,10 @@ def _samples(
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
 
+    if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
+        raise InputError(
+            "the harness wants a tokenizer with a beginning or an end of text: use the built-in scorer"
+        )
     lm = HFLM(
         pretrained=model,
         backend="causal",

@@ -233,7 +233,9 @@ def test_the_hub_gives_what_the_files_give(name: str, folder: Path, monkeypatch:
 
 
 def test_without_a_network_the_way_out_is_a_folder() -> None:
-    with pytest.raises(InputError, match=r"baber/piqa .* could not be read from the Hub"):
+    with pytest.raises(
+        InputError, match=r"baber/piqa .* could not be read from the Hub .*: give the folder of its"
+    ):
         read_task("piqa")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from experiments import tasks
 from experiments.command_line import run
 from tests.data.tiny_tasks import expect_tiny, write_tasks
 from tests.experiments.toy_job import make_toy
+from tests.nas.byte_tokenizer import SIZE, byte_tokenizer
+from tests.nas.tiny_models import tiny_parent
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +55,20 @@ def test_tasks_may_be_parted_by_commas(toy: Path, tmp_path: Path) -> None:
     found = json.loads((tmp_path / "tasks.json").read_text())
     assert [line["task"] for line in found["results"]] == ["piqa", "copa", "arc_easy"]
     assert found["results"][0]["scores"]["acc_stderr"] is None  # of one item
+
+
+@pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-evaluation-harness is not installed")
+@pytest.mark.filterwarnings("ignore")  # what third parties warn of is theirs
+def test_both_engines_write_the_same_scores(toy: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    for part in (tiny_parent("llama", vocab_size=SIZE, max_position_embeddings=256), byte_tokenizer()):
+        part.save_pretrained(model)
+    found = []
+    for engine in ("built-in", "harness"):
+        assert scored(toy, tmp_path, "--models", str(model), "--engine", engine) == 0
+        found.append(json.loads((tmp_path / "tasks.json").read_text())["results"])
+    for ours, theirs in zip(*found, strict=True):
+        assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
 
 
 def test_bad_input_is_one_sentence(

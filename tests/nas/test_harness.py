@@ -126,6 +126,14 @@ def test_tasks_by_name_are_the_harness_s_own_affair(monkeypatch: pytest.MonkeyPa
     assert found == {"piqa": built_in(model, tokenizer, task)[0]}
 
 
+@installed
+@lenient
+def test_a_tokenizer_without_a_beginning_is_the_built_in_scorer_s_alone(folder: Path) -> None:
+    model = tiny_parent("llama", vocab_size=SIZE, max_position_embeddings=256)
+    with pytest.raises(InputError, match="wants a tokenizer with a beginning or an end of text"):
+        harness_task(model, byte_tokenizer(named=False), read_task("copa", folder))
+
+
 def test_without_the_harness_a_sentence_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(InputError, match=r"pip install 'secateur\[eval\]'"):
