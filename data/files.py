@@ -1,9 +1,11 @@
 """Local files as text: plain text kept byte for byte, JSON lines and Parquet as documents."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 from data.errors import InputError
 
@@ -90,7 +92,8 @@ def cut(passages: Passages, name: str) -> tuple[Passages, Passages, Passages]:
     return splits
 
 
-def _decode(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A file's text; InputError where it cannot be read or is not UTF-8."""
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -105,13 +108,16 @@ def _decode(path: Path) -> str:
 
 
 def _lines(path: Path) -> tuple[str, ...]:
-    *whole, rest = _decode(path).split("\n")
+    *whole, rest = read_text(path).split("\n")
     return (*(line + "\n" for line in whole), *([rest] if rest else []))
 
 
-def _json_documents(path: Path, field: str) -> tuple[str, ...]:
-    documents = []
-    for number, line in enumerate(_decode(path).split("\n"), start=1):
+def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of JSON lines, each with the words `line 7 of PATH`; blank lines are passed over.
+
+    Raises InputError at a line that is no JSON object.
+    """
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -124,8 +130,11 @@ def _json_documents(path: Path, field: str) -> tuple[str, ...]:
             raise InputError(
                 f"line {number:,} of {path} is a {type(row).__name__}: one JSON object a line is needed"
             )
-        documents.append(_string(row.get(field), field, f"line {number:,} of {path}", list(row)))
-    return tuple(documents)
+        yield f"line {number:,} of {path}", row
+
+
+def _json_documents(path: Path, field: str) -> tuple[str, ...]:
+    return tuple(_string(row.get(field), field, where, list(row)) for where, row in json_lines(path))
 
 
 def _parquet_documents(path: Path, field: str) -> tuple[str, ...]:

@@ -40,6 +40,17 @@ def read_hub(name: str, field: str = "text") -> tuple[dict[str, Passages], dict[
     return _complete(name, passages, source)
 
 
+def read_rows(name: str, split: str) -> list[dict[str, Any]]:
+    """All rows of one split of `owner/name[:config]`; InputError when they cannot be had."""
+    dataset_id, _, config = name.partition(":")
+    try:
+        import datasets
+
+        return list(datasets.load_dataset(dataset_id, config or None, split=split))
+    except Exception as error:  # as above
+        raise InputError(_sentence(name, error, "give the folder of its files")) from error
+
+
 def _rows(rows: Any, field: str, stream: bool) -> list[str]:
     texts: list[str] = []
     characters = 0
@@ -73,11 +84,8 @@ def _complete(
     return passages, source
 
 
-def _sentence(name: str, error: Exception) -> str:
+def _sentence(name: str, error: Exception, instead: str = "pass a local file or folder, or 'demo'") -> str:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
     if "scripts are no longer supported" in reason:
         return f"{name} is a script-based data set, which datasets 4 refuses: pass a folder of its text files"
-    return (
-        f"{name} is no local path and could not be read from the Hub ({reason}): "
-        "pass a local file or folder, or 'demo'"
-    )
+    return f"{name} is no local path and could not be read from the Hub ({reason}): {instead}"

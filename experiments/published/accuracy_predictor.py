@@ -15,6 +15,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ class Settings(Common):
         group="system",
     )  # fmt: skip
     tasks: tuple[str, ...] = option((), "tasks whose accuracy is a target too", group="system")
-    task_folder: str = option("", "folder of local task files; the Hub by default", group="system")
+    task_folder: Path | None = option(None, "folder of local task files; the Hub by default", group="system")
     task_items: int = option(200, "items of each task (validation split)", group="system")
     tied: int = option(400, "pairs with rates tied over --tie neighbouring blocks", group="system")
     free: int = option(125, "pairs with free rates", group="system")

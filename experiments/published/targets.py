@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from data.corpus import load_corpus
+from data.tasks import Item, read_task
 from data.windows import encode, spread, windows
 from experiments.published.case import Case
 from nas.evaluate import evaluate
+from nas.tasks import score_items
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Targets:
 
 
 def make_targets(
-    case: Case, second_corpus: str, tasks: Sequence[str], task_folder: str, task_items: int
+    case: Case, second_corpus: str, tasks: Sequence[str], task_folder: Path | None, task_items: int
 ) -> Targets:
     """Negative log-perplexity on the case's validation windows and on as many of a second text, and accuracy
     on tasks. Raises `InputError` for what cannot be read."""
@@ -51,4 +54,15 @@ def make_targets(
     def score(seen: Tensor, model: PreTrainedModel) -> float:
         return evaluate(model, seen, batch_size=size).score
 
-    return Targets({name: partial(score, seen) for name, seen in texts.items()}, fields)
+    measures: dict[str, Callable[[PreTrainedModel], float]] = {
+        name: partial(score, seen) for name, seen in texts.items()
+    }
+    for name in tasks:
+        task = read_task(name, task_folder, split="validation", limit=task_items)
+        fields[name] = task.digest
+
+        def accuracy(model: PreTrainedModel, items: Sequence[Item] = task.items) -> float:
+            return score_items(model, case.tokenizer, items, batch_size=2 * size).acc
+
+        measures[name] = accuracy
+    return Targets(measures, fields)
