@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,8 +56,16 @@ class CostModel:
     seq_len: int
     bytes_per_element: int
 
-    def of_widths(self, widths: Widths, names: Iterable[str] = COSTS) -> dict[str, Counts]:
-        """The named costs (`COSTS`) of many architectures, (..., blocks, 3) -> (...,) each."""
+    def of_widths(
+        self, widths: Widths, names: Iterable[str] = COSTS, hidden: Counts | None = None
+    ) -> dict[str, Counts]:
+        """The named costs (`COSTS`) of many architectures, (..., blocks, 3) -> (...,) each.
+
+        `hidden` (...,) are their hidden widths, by default all of the shape's.
+        """
+        if hidden is not None:  # all costs are straight lines in the hidden width
+            none, one = (self.narrowed(width).of_widths(widths, names) for width in (0, 1))
+            return {name: none[name] + hidden * (one[name] - none[name]) for name in none}
         formulas: dict[str, Callable[[], Counts]] = {
             "block_parameters": lambda: block_parameters(self.shape, widths),
             "parameters": lambda: parameters(self.shape, widths),
@@ -68,9 +76,13 @@ class CostModel:
         }
         return {name: formulas[name]() for name in names}
 
+    def narrowed(self, hidden: int) -> CostModel:
+        """The costs of the same parent with `hidden` of its hidden channels."""
+        return replace(self, shape=self.shape.narrowed(hidden))
+
     def __call__(self, architecture: Architecture) -> dict[str, int]:
         """All costs of one architecture."""
-        costs = self.of_widths(widths_of(architecture, self.shape))
+        costs = self.narrowed(architecture.hidden).of_widths(widths_of(architecture, self.shape))
         return {name: int(value) for name, value in costs.items()}
 
 
@@ -90,14 +102,14 @@ class Budget:
             if limit <= 0:
                 raise InputError(f"the budget of {limit} {name} leaves no model; give a positive limit")
 
-    def load(self, widths: Widths) -> NDArray[np.float64]:
+    def load(self, widths: Widths, hidden: Counts | None = None) -> NDArray[np.float64]:
         """The largest cost relative to its limit, (...,): at most 1 within the budget."""
-        costs = self.cost.of_widths(widths, self.limits)
+        costs = self.cost.of_widths(widths, self.limits, hidden)
         return np.max([costs[name] / limit for name, limit in self.limits.items()], axis=0)
 
-    def allows(self, widths: Widths) -> NDArray[np.bool_]:
+    def allows(self, widths: Widths, hidden: Counts | None = None) -> NDArray[np.bool_]:
         """Whether no limit is exceeded, (...,)."""
-        return self.load(widths) <= 1.0
+        return self.load(widths, hidden) <= 1.0
 
 
 def budget_of(

@@ -140,6 +140,7 @@ def _filled(
 def _settings(parent_config: PreTrainedConfig, shape: Shape, architecture: Architecture) -> dict[str, Any]:
     """The parent's settings with those that follow the kept blocks, without what names the parent itself."""
     settings = parent_config.to_dict() | depth_settings(parent_config, architecture)
+    settings["hidden_size"] = architecture.hidden
     settings["head_dim"] = shape.head_dim  # some families else divide the hidden width by the heads kept
     for name in _OF_THE_PARENT_ALONE:
         settings.pop(name, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,8 @@ class Shape:
     Parameter counts come in the pieces that a cut removes: `per_group` for a KV group's key and value rows,
     `per_query` for a query head's rows and its columns of the output matrix, `per_channel` for an FFN
     channel, and the fixed remainder of an attention or an MLP that goes only with the whole module (its
-    norms, its output bias). `outside` counts embeddings, final norm and head (once, if tied).
+    norms, its output bias). `outside` counts embeddings, final norm and head (once, if tied). `head_norms` is
+    the part of `attention_fixed` that no hidden channel has a share in: the q/k norms.
     """
 
     family: str
@@ -39,12 +40,35 @@ class Shape:
     per_channel: int
     mlp_fixed: int
     outside: int
+    head_norms: int = 0
 
     @property
     def parent(self) -> Architecture:
         """The keep-everything architecture."""
         full = (self.kv_groups, self.queries_per_group, self.ffn)
         return Architecture(self.hidden, tuple(Block(i, *full) for i in range(self.blocks)))
+
+    def narrowed(self, hidden: int) -> Shape:
+        """The shape of the same parent with `hidden` of its hidden channels: a parent like any other.
+
+        Every matrix loses a row or column with each channel, everything else in a block but biases and q/k
+        norms is a vector over the channels, and so is all outside of blocks, row by row.
+        """
+        less = self.hidden - hidden
+
+        def share(count: int) -> int:
+            return count * hidden // self.hidden
+
+        return replace(
+            self,
+            hidden=hidden,
+            per_group=self.per_group - 2 * self.head_dim * less,
+            per_query=self.per_query - 2 * self.head_dim * less,
+            attention_fixed=self.head_norms + share(self.attention_fixed - self.head_norms),
+            per_channel=self.per_channel - 3 * less,
+            mlp_fixed=share(self.mlp_fixed),
+            outside=share(self.outside),
+        )
 
 
 def widths_of(architecture: Architecture, shape: Shape) -> Widths:
@@ -56,15 +80,15 @@ def widths_of(architecture: Architecture, shape: Shape) -> Widths:
 
 
 def architecture_of(widths: Widths, shape: Shape) -> Architecture:
-    """The inverse of `widths_of`, of one (blocks, 3) array."""
+    """The inverse of `widths_of`, of one (blocks, 3) array, at the shape's hidden width (see `narrowed`)."""
     rows = [(i, *map(int, row)) for i, row in enumerate(widths) if row.any()]
     return Architecture(shape.hidden, tuple(Block(*row) for row in rows))
 
 
 def check_fits(architecture: Architecture, shape: Shape) -> None:
     """Raise `InputError` unless the architecture can be cut out of a parent of this shape."""
-    if architecture.hidden != shape.hidden:
-        raise InputError(f"hidden width {architecture.hidden} differs from the parent's {shape.hidden}")
+    if architecture.hidden > shape.hidden:
+        raise InputError(f"hidden width {architecture.hidden} exceeds the parent's {shape.hidden}")
     if not architecture.blocks:
         raise InputError("an architecture needs at least one block")
     if not any(block.kv_groups for block in architecture.blocks):
