@@ -22,7 +22,8 @@ class Family:
 
     A module (attention or MLP) adds `post(module(pre(stream)))` to the residual stream; `post` is absent in
     most families. The norms of a skipped module go with it. The hidden width can be cut where the family is
-    `narrowable`: where no constant of the model hangs on it.
+    `narrowable`: where no constant of the model hangs on it; channels inside heads where there are
+    `narrow_heads`: where the attention is LLaMA's, as `nas.modeling_subnet` has it.
     """
 
     attention_pre: str = "input_layernorm"
@@ -30,6 +31,7 @@ class Family:
     mlp_pre: str = "post_attention_layernorm"
     mlp_post: str | None = None
     narrowable: bool = True
+    narrow_heads: bool = False
 
     @property
     def attention_norms(self) -> tuple[str, ...]:
@@ -58,10 +60,10 @@ _SANDWICH = Family(
 )
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family(),
-    "mistral": Family(),
+    "llama": Family(narrow_heads=True),
+    "mistral": Family(narrow_heads=True),
     "ministral": Family(),
-    "qwen2": Family(),
+    "qwen2": Family(narrow_heads=True),
     "qwen3": Family(),
     "smollm3": Family(),
     "granite": Family(),

@@ -14,6 +14,9 @@ Widths = NDArray[np.int64]
 """(..., blocks, 3): KV groups, queries per group and FFN channels of each of the parent's blocks, 0 where
 skipped; the form in which many architectures are handled at once."""
 
+HeadWidths = NDArray[np.int64]
+"""(..., blocks): channels kept of each head in each of the parent's blocks; any number where skipped."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -72,17 +75,33 @@ class Shape:
 
 
 def widths_of(architecture: Architecture, shape: Shape) -> Widths:
-    """(blocks, 3) widths of one architecture."""
+    """(blocks, 3) widths of one architecture; see `head_widths_of` for what is kept inside heads."""
     widths = np.zeros((shape.blocks, 3), dtype=np.int64)
     for block in architecture.blocks:
         widths[block.source] = block.kv_groups, block.queries_per_group, block.ffn
     return widths
 
 
-def architecture_of(widths: Widths, shape: Shape) -> Architecture:
-    """The inverse of `widths_of`, of one (blocks, 3) array, at the shape's hidden width (see `narrowed`)."""
-    rows = [(i, *map(int, row)) for i, row in enumerate(widths) if row.any()]
-    return Architecture(shape.hidden, tuple(Block(*row) for row in rows))
+def head_widths_of(architecture: Architecture, shape: Shape) -> HeadWidths:
+    """(blocks,) head widths of one architecture."""
+    widths = np.full(shape.blocks, shape.head_dim, dtype=np.int64)
+    for block in architecture.blocks:
+        widths[block.source] = block.head_width or shape.head_dim
+    return widths
+
+
+def architecture_of(widths: Widths, shape: Shape, head_widths: HeadWidths | None = None) -> Architecture:
+    """The inverse of `widths_of` and `head_widths_of`, of one (blocks, 3) array and one (blocks,), which are
+    whole heads by default; at the shape's hidden width (see `Shape.narrowed`)."""
+    heads = np.full(shape.blocks, shape.head_dim) if head_widths is None else head_widths
+    blocks = (
+        Block(source, groups, queries, ffn, head if groups and head < shape.head_dim else None)
+        for source, ((groups, queries, ffn), head) in enumerate(
+            zip(widths.tolist(), heads.tolist(), strict=True)
+        )
+        if groups or queries or ffn
+    )
+    return Architecture(shape.hidden, tuple(blocks))
 
 
 def check_fits(architecture: Architecture, shape: Shape) -> None:
@@ -100,3 +119,8 @@ def check_fits(architecture: Architecture, shape: Shape) -> None:
         for word, have, limit in zip(words, kept, limits, strict=True):
             if have > limit:
                 raise InputError(f"block {block.source}: {word} {have} exceeds the parent's {limit}")
+        if block.head_width is not None and block.head_width >= shape.head_dim:
+            raise InputError(
+                f"block {block.source}: head width {block.head_width} is not below the parent's "
+                f"{shape.head_dim}; leave it out to keep whole heads"
+            )

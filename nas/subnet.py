@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -13,11 +14,15 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from data.errors import InputError
 from nas.architecture import Architecture, Block
-from nas.families import Family, blocks_of, family_of
-from nas.modeling_subnet import NoAttention, NoMlp, cache_slots
+from nas.families import FAMILIES, Family, blocks_of, family_of
+from nas.modeling_subnet import NoAttention, NoMlp, cache_slots, narrow
 from nas.shape import Shape, check_fits
 
 Module = TypeVar("Module", bound=nn.Module)
+
+RotaryOrders = Sequence[Tensor]
+"""For each block of the parent, the rotary pairs of each KV group, most important first, (kv_groups,
+head_dim / 2); pair i is channels i and i + head_dim / 2 of all heads of its group."""
 
 
 class OutputMatrices(Protocol):
@@ -40,14 +45,16 @@ def cut(
     architecture: Architecture,
     bank: OutputMatrices | None = None,
     *,
+    rotary: RotaryOrders | None = None,
     own: bool = False,
 ) -> PreTrainedModel:
     """The subnet of a permuted parent.
 
     Weights are prefix views of the parent's and, with a `bank`, its repaired output matrices: nothing is
-    copied, except query rows where fewer than all queries of a group are kept, and the gains of norms where
-    fewer hidden channels are. `own=True` copies everything, so that the subnet can be trained or outlive the
-    parent. The parent is not changed. Raises `InputError` if the architecture does not fit.
+    copied, except query rows where fewer than all queries of a group are kept, the gains of norms where fewer
+    hidden channels are, and projections of heads that are kept in part: those keep the first pairs of the
+    `rotary` orders. `own=True` copies everything, so that the subnet can be trained or outlive the parent.
+    The parent is not changed. Raises `InputError` if the architecture does not fit.
     """
     check_fits(architecture, shape)
     family = family_of(parent.config)
@@ -64,11 +71,13 @@ def cut(
         family.check_narrowable()
         config.hidden_size, config.head_dim = hidden, shape.head_dim
         _cut_ends(subnet, hidden)
+    if any(block.head_width for block in architecture.blocks):
+        _check_narrow_heads(family, shape, rotary)
     kinds = getattr(config, "layer_types", None) or [None] * len(architecture.blocks)
     slots = cache_slots(kinds, [block.kv_groups > 0 for block in architecture.blocks])
     layers = blocks_of(parent)
     subnet.model.layers = nn.ModuleList(
-        _cut_block(layers[block.source], family, config, shape, hidden, block, slot, bank)
+        _cut_block(layers[block.source], family, config, shape, hidden, block, slot, bank, rotary)
         for block, slot in zip(architecture.blocks, slots, strict=True)
     )
     return copy.deepcopy(subnet) if own else subnet
@@ -102,6 +111,7 @@ def _cut_block(
     block: Block,
     slot: int,
     bank: OutputMatrices | None,
+    rotary: RotaryOrders | None,
 ) -> nn.Module:
     new = _shell(layer)
     if hidden < shape.hidden:
@@ -109,6 +119,8 @@ def _cut_block(
             setattr(new, name, _cut_norm(getattr(layer, name), hidden))
     if block.kv_groups:
         new.self_attn = _cut_attention(layer.self_attn, shape, hidden, block, slot, bank)
+        if block.head_width and rotary:
+            new.self_attn = _cut_heads(new.self_attn, shape, block, rotary[block.source])
     else:
         new.self_attn = NoAttention()
         for name in family.attention_norms:
@@ -154,6 +166,42 @@ def _cut_attention(
         out = attention.o_proj.weight[:, kept_query_rows(shape, block, attention.o_proj.weight.device)]
     new.o_proj = _output(attention.o_proj, out, hidden)
     return new
+
+
+def _cut_heads(attention: nn.Module, shape: Shape, block: Block, order: Tensor) -> nn.Module:
+    """An attention of the block's heads with the first rotary pairs of this order in each, in copies."""
+    pairs = order[: block.kv_groups, : (block.head_width or 0) // 2].to(attention.q_proj.weight.device)
+    channels = torch.cat([pairs, pairs + shape.head_dim // 2], 1)  # (groups, width)
+    heads = torch.arange(block.heads, device=channels.device).view(block.kv_groups, -1, 1)
+    kept = (heads * shape.head_dim + channels[:, None]).flatten()
+    groups = torch.arange(block.kv_groups, device=channels.device)[:, None]
+    kept_kv = (groups * shape.head_dim + channels).flatten()
+    for name, rows in (("q_proj", kept), ("k_proj", kept_kv), ("v_proj", kept_kv)):
+        linear = getattr(attention, name)
+        bias = None if linear.bias is None else linear.bias[rows]
+        setattr(attention, name, _linear(linear, linear.weight[rows], bias))
+    out = attention.o_proj
+    attention.o_proj = _linear(out, out.weight[:, kept], out.bias)
+    return narrow(attention, pairs.contiguous())
+
+
+def _check_narrow_heads(family: Family, shape: Shape, rotary: RotaryOrders | None) -> None:
+    """Raise `InputError` unless heads can be cut in part, by these orders."""
+    if not family.narrow_heads:
+        supported = ", ".join(name for name, other in FAMILIES.items() if other.narrow_heads)
+        raise InputError(
+            f"heads of {shape.family} cannot be kept in part, since its attention is not LLaMA's; keep whole "
+            f"heads, or take a parent of {supported}"
+        )
+    if rotary is None:
+        raise InputError("heads are kept in part, but nothing says which rotary pairs; give their orders")
+    expected = [(shape.kv_groups, shape.head_dim // 2)] * shape.blocks
+    found = [tuple(order.shape) for order in rotary]
+    if found != expected:
+        raise InputError(
+            f"the orders of rotary pairs have shapes {found}; give {expected[0]} for each of "
+            f"{shape.blocks} blocks"
+        )
 
 
 def _cut_mlp(mlp: nn.Module, hidden: int, block: Block, bank: OutputMatrices | None) -> nn.Module:
