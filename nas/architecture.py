@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from data.errors import InputError
@@ -16,12 +16,14 @@ class Block:
 
     `source` is its index in the parent; `kv_groups` key/value groups, each with `queries_per_group`
     query heads, are kept (both 0: the attention is skipped), and `ffn` channels of the MLP (0: skipped).
+    `head_width` is how many channels of each head are kept, in rotary pairs; None keeps whole heads.
     """
 
     source: int
     kv_groups: int
     queries_per_group: int
     ffn: int
+    head_width: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("source", "kv_groups", "queries_per_group", "ffn"):
@@ -37,6 +39,16 @@ class Block:
             raise InputError(
                 f"block {self.source} keeps neither attention nor MLP; leave it out of the list of blocks"
             )
+
+        width = self.head_width
+        if width is not None:
+            if isinstance(width, bool) or not isinstance(width, int) or width < 2 or width % 2:
+                raise InputError(
+                    f"block {self.source}: head_width is {width!r}; give an even integer of 2 or more "
+                    "(channels go in rotary pairs), or None for whole heads"
+                )
+            if self.kv_groups == 0:
+                raise InputError(f"block {self.source} has head_width {width}, and skips its attention")
 
     @property
     def heads(self) -> int:
@@ -72,20 +84,28 @@ class Architecture:
     @property
     def is_uniform(self) -> bool:
         """Whether all kept blocks have the same widths, so that a plain configuration can describe them."""
-        return len({(b.kv_groups, b.queries_per_group, b.ffn) for b in self.blocks}) <= 1
+        return len({replace(block, source=0) for block in self.blocks}) <= 1
 
     def to_json(self) -> str:
         """Canonical JSON: the same text for equal architectures."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        record = asdict(self)
+        for block in record["blocks"]:
+            if block["head_width"] is None:
+                del block["head_width"]
+        return json.dumps(record, sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> Architecture:
         """Read what `to_json` wrote; anything else raises `InputError`."""
         try:
             record: Any = json.loads(text)
-            names = ("source", "kv_groups", "queries_per_group", "ffn")
-            if set(record) != {"hidden", "blocks"} or any(set(b) != set(names) for b in record["blocks"]):
-                raise InputError(f"an architecture has the fields hidden and blocks of {names}")
+            names = {"source", "kv_groups", "queries_per_group", "ffn"}
+            alike = (names, names | {"head_width"})
+            if set(record) != {"hidden", "blocks"} or any(set(b) not in alike for b in record["blocks"]):
+                raise InputError(
+                    f"an architecture has the fields hidden and blocks of {', '.join(sorted(names))} and, "
+                    "where heads are cut, head_width"
+                )
             return cls(record["hidden"], tuple(Block(**block) for block in record["blocks"]))
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             if isinstance(error, InputError):

@@ -50,8 +50,9 @@ def model_card(
             "",
             f"# A subnet of {parent}",
             "",
-            f"{len(architecture.blocks)} of {shape.blocks} decoder blocks, dense, cut out by Secateur "
-            f"(architecture `{architecture.digest}`).",
+            f"{len(architecture.blocks)} of {shape.blocks} decoder blocks and {architecture.hidden} of "
+            f"{shape.hidden} hidden channels, dense, cut out by Secateur (architecture "
+            f"`{architecture.digest}`).",
             "",
             "## Load it",
             "",
@@ -77,12 +78,14 @@ def model_card(
             "## What is left of each block",
             "",
             f"Each of the parent's {shape.blocks} blocks has {shape.kv_groups} KV groups, "
-            f"{shape.kv_groups * shape.queries_per_group} query heads and {shape.ffn} FFN channels.",
+            f"{shape.kv_groups * shape.queries_per_group} query heads of {shape.head_dim} channels and "
+            f"{shape.ffn} FFN channels.",
             "",
-            "| block | parent's block | KV groups | query heads | FFN channels |",
-            "|---:|---:|---:|---:|---:|",
+            "| block | parent's block | KV groups | query heads | channels a head | FFN channels |",
+            "|---:|---:|---:|---:|---:|---:|",
             *(
-                f"| {index} | {block.source} | {block.kv_groups} | {block.heads} | {block.ffn} |"
+                f"| {index} | {block.source} | {block.kv_groups} | {block.heads} "
+                f"| {block.head_width or shape.head_dim} | {block.ffn} |"
                 for index, block in enumerate(architecture.blocks)
             ),
             "",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import InputError
 from nas.architecture import Architecture
-from nas.shape import Shape, Widths, widths_of
+from nas.shape import HeadWidths, Shape, Widths, head_widths_of, widths_of
 
 Counts = NDArray[np.int64]
 """One number per architecture, (...,)."""
@@ -18,34 +18,43 @@ Counts = NDArray[np.int64]
 COSTS = ("block_parameters", "parameters", "flops", "kv_cache_bytes")
 
 
-def block_parameters(shape: Shape, widths: Widths) -> Counts:
-    """Parameters of the decoder blocks, (...,): the quantity that `keep` is a fraction of."""
+def block_parameters(shape: Shape, widths: Widths, heads: HeadWidths | None = None) -> Counts:
+    """Parameters of the decoder blocks, (...,): the quantity that `keep` is a fraction of.
+
+    Here and below, `heads` (..., blocks) are head widths, by default whole.
+    """
     groups, queries, ffn = np.moveaxis(widths, -1, 0)
-    attention = groups * (shape.per_group + queries * shape.per_query) + shape.attention_fixed * (groups > 0)
+    whole = groups * (shape.per_group + queries * shape.per_query)
+    part = whole if heads is None else whole * heads // shape.head_dim  # without remainder
+    attention = part + shape.attention_fixed * (groups > 0)
     mlp = ffn * shape.per_channel + shape.mlp_fixed * (ffn > 0)
     return (attention + mlp).sum(-1)
 
 
-def parameters(shape: Shape, widths: Widths) -> Counts:
+def parameters(shape: Shape, widths: Widths, heads: HeadWidths | None = None) -> Counts:
     """All parameters, (...,), a tied head counted once."""
-    return shape.outside + block_parameters(shape, widths)
+    return shape.outside + block_parameters(shape, widths, heads)
 
 
-def flops(shape: Shape, widths: Widths, seq_len: int) -> Counts:
+def flops(shape: Shape, widths: Widths, seq_len: int, heads: HeadWidths | None = None) -> Counts:
     """FLOPs of one forward pass over one window of `seq_len` tokens, (...,), head included.
 
     2 FLOPs per weight and token for every linear map, and 4 * heads * head_dim * seq_len^2 for the two
     attention products, counted full and not causal: what `torch.utils.flop_counter` counts.
     """
     groups, queries, ffn = np.moveaxis(widths, -1, 0)
-    inner = groups * queries * shape.head_dim  # columns of o_proj
-    weights = shape.hidden * (2 * groups * shape.head_dim + 2 * inner + 3 * ffn)
+    head = shape.head_dim if heads is None else heads
+    inner = groups * queries * head  # columns of o_proj
+    weights = shape.hidden * (2 * groups * head + 2 * inner + 3 * ffn)
     return 2 * seq_len * (weights.sum(-1) + shape.vocab * shape.hidden) + 4 * seq_len**2 * inner.sum(-1)
 
 
-def kv_cache_bytes(shape: Shape, widths: Widths, context: int, bytes_per_element: int) -> Counts:
+def kv_cache_bytes(
+    shape: Shape, widths: Widths, context: int, bytes_per_element: int, heads: HeadWidths | None = None
+) -> Counts:
     """Bytes of keys and values that a context of this length leaves in the cache, (...,)."""
-    return 2 * widths[..., 0].sum(-1) * shape.head_dim * context * bytes_per_element
+    head = shape.head_dim if heads is None else heads
+    return 2 * (widths[..., 0] * head).sum(-1) * context * bytes_per_element
 
 
 @dataclass(frozen=True)
@@ -56,21 +65,40 @@ class CostModel:
     seq_len: int
     bytes_per_element: int
 
-    def of_widths(self, widths: Widths, names: Iterable[str] = COSTS) -> dict[str, Counts]:
-        """The named costs (`COSTS`) of many architectures, (..., blocks, 3) -> (...,) each."""
+    def of_widths(
+        self,
+        widths: Widths,
+        names: Iterable[str] = COSTS,
+        hidden: Counts | None = None,
+        heads: HeadWidths | None = None,
+    ) -> dict[str, Counts]:
+        """The named costs (`COSTS`) of many architectures, (..., blocks, 3) -> (...,) each.
+
+        `hidden` (...,) are their hidden widths and `heads` (..., blocks) their head widths, by default the
+        parent's.
+        """
+        if hidden is not None:  # all costs are straight lines in the hidden width
+            none, one = (self.narrowed(width).of_widths(widths, names, heads=heads) for width in (0, 1))
+            return {name: none[name] + hidden * (one[name] - none[name]) for name in none}
         formulas: dict[str, Callable[[], Counts]] = {
-            "block_parameters": lambda: block_parameters(self.shape, widths),
-            "parameters": lambda: parameters(self.shape, widths),
-            "flops": lambda: flops(self.shape, widths, self.seq_len),
+            "block_parameters": lambda: block_parameters(self.shape, widths, heads),
+            "parameters": lambda: parameters(self.shape, widths, heads),
+            "flops": lambda: flops(self.shape, widths, self.seq_len, heads),
             "kv_cache_bytes": lambda: kv_cache_bytes(
-                self.shape, widths, self.seq_len, self.bytes_per_element
+                self.shape, widths, self.seq_len, self.bytes_per_element, heads
             ),
         }
         return {name: formulas[name]() for name in names}
 
+    def narrowed(self, hidden: int) -> CostModel:
+        """The costs of the same parent with `hidden` of its hidden channels."""
+        return replace(self, shape=self.shape.narrowed(hidden))
+
     def __call__(self, architecture: Architecture) -> dict[str, int]:
         """All costs of one architecture."""
-        costs = self.of_widths(widths_of(architecture, self.shape))
+        costs = self.narrowed(architecture.hidden).of_widths(
+            widths_of(architecture, self.shape), heads=head_widths_of(architecture, self.shape)
+        )
         return {name: int(value) for name, value in costs.items()}
 
 
@@ -90,14 +118,18 @@ class Budget:
             if limit <= 0:
                 raise InputError(f"the budget of {limit} {name} leaves no model; give a positive limit")
 
-    def load(self, widths: Widths) -> NDArray[np.float64]:
+    def load(
+        self, widths: Widths, hidden: Counts | None = None, heads: HeadWidths | None = None
+    ) -> NDArray[np.float64]:
         """The largest cost relative to its limit, (...,): at most 1 within the budget."""
-        costs = self.cost.of_widths(widths, self.limits)
+        costs = self.cost.of_widths(widths, self.limits, hidden, heads)
         return np.max([costs[name] / limit for name, limit in self.limits.items()], axis=0)
 
-    def allows(self, widths: Widths) -> NDArray[np.bool_]:
+    def allows(
+        self, widths: Widths, hidden: Counts | None = None, heads: HeadWidths | None = None
+    ) -> NDArray[np.bool_]:
         """Whether no limit is exceeded, (...,)."""
-        return self.load(widths) <= 1.0
+        return self.load(widths, hidden, heads) <= 1.0
 
 
 def budget_of(

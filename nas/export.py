@@ -4,7 +4,8 @@ A subnet that transformers can build from one width for all blocks becomes a pla
 Which can is found by building it on the meta device and comparing every shape, not by rules. LLaMA and
 Gemma 2 and 3 refuse head counts that do not divide the hidden width; a LLaMA without biases is then written
 as Mistral without a window, which is the same computation. Every other subnet keeps its widths in
-`per_layer_config` and carries `nas/modeling_subnet.py`, filled in for its family, as `modeling_subnet.py`.
+`per_layer_config` and carries `nas/modeling_subnet.py`, filled in for its family, as `modeling_subnet.py`;
+so does one that keeps parts of heads, for no configuration says which of the frequencies those turn by.
 
 Such a checkpoint has a model type of its own (`secateur_llama`). Under the family's type, transformers
 without `trust_remote_code` would take its own class and, where nothing but skips differ, load it with new
@@ -140,6 +141,7 @@ def _filled(
 def _settings(parent_config: PreTrainedConfig, shape: Shape, architecture: Architecture) -> dict[str, Any]:
     """The parent's settings with those that follow the kept blocks, without what names the parent itself."""
     settings = parent_config.to_dict() | depth_settings(parent_config, architecture)
+    settings["hidden_size"] = architecture.hidden
     settings["head_dim"] = shape.head_dim  # some families else divide the hidden width by the heads kept
     for name in _OF_THE_PARENT_ALONE:
         settings.pop(name, None)
@@ -154,7 +156,7 @@ def _plain_configs(
 ) -> list[tuple[type[PreTrainedModel], PreTrainedConfig]]:
     """Ways to describe the architecture by one width for all blocks, best first; empty if it has several."""
     block = architecture.blocks[0]
-    if not (architecture.is_uniform and block.kv_groups and block.ffn):
+    if not (architecture.is_uniform and block.kv_groups and block.ffn and block.head_width is None):
         return []
     settings = _settings(parent_config, shape, architecture) | {
         "num_attention_heads": block.heads,
@@ -178,9 +180,11 @@ def _own_config(
     architecture: Architecture,
 ) -> PreTrainedConfig:
     """The configuration of a heterogeneous subnet: globally the parent's widths, and every block's own."""
-    per_layer = {}
+    per_layer: dict[int, dict[str, Any]] = {}
+    narrow = any(block.head_width for block in architecture.blocks)
     for index, block in enumerate(architecture.blocks):
-        per_layer[index] = {
+        per_layer[index] = {"head_width": block.head_width or shape.head_dim} if narrow else {}
+        per_layer[index] |= {
             "num_attention_heads": block.heads,
             "num_key_value_heads": block.kv_groups,
             "intermediate_size": block.ffn,

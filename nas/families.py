@@ -18,16 +18,20 @@ from nas.shape import Shape
 
 @dataclass(frozen=True)
 class Family:
-    """What a family does differently from LLaMA: the names of a block's norms.
+    """What a family does differently from LLaMA: the names of a block's norms, mostly.
 
     A module (attention or MLP) adds `post(module(pre(stream)))` to the residual stream; `post` is absent in
-    most families. The norms of a skipped module go with it.
+    most families. The norms of a skipped module go with it. The hidden width can be cut where the family is
+    `narrowable`: where no constant of the model hangs on it; channels inside heads where there are
+    `narrow_heads`: where the attention is LLaMA's, as `nas.modeling_subnet` has it.
     """
 
     attention_pre: str = "input_layernorm"
     attention_post: str | None = None
     mlp_pre: str = "post_attention_layernorm"
     mlp_post: str | None = None
+    narrowable: bool = True
+    narrow_heads: bool = False
 
     @property
     def attention_norms(self) -> tuple[str, ...]:
@@ -39,23 +43,32 @@ class Family:
         """Norms that belong to the MLP."""
         return tuple(name for name in (self.mlp_pre, self.mlp_post) if name)
 
+    def check_narrowable(self) -> None:
+        """Raise `InputError` unless the hidden width can be cut."""
+        if not self.narrowable:
+            raise InputError(
+                "families of gemma multiply their embeddings by the root of the hidden width, so a narrower "
+                "one would change them; keep all hidden channels"
+            )
+
 
 _SANDWICH = Family(
+    narrowable=False,
     attention_post="post_attention_layernorm",
     mlp_pre="pre_feedforward_layernorm",
     mlp_post="post_feedforward_layernorm",
 )
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family(),
-    "mistral": Family(),
+    "llama": Family(narrow_heads=True),
+    "mistral": Family(narrow_heads=True),
     "ministral": Family(),
-    "qwen2": Family(),
+    "qwen2": Family(narrow_heads=True),
     "qwen3": Family(),
     "smollm3": Family(),
     "granite": Family(),
     "helium": Family(),
-    "gemma": Family(),
+    "gemma": Family(narrowable=False),
     "gemma2": _SANDWICH,
     "gemma3_text": _SANDWICH,
 }
@@ -152,6 +165,7 @@ def shape_of(model: PreTrainedModel) -> Shape:
     per_query = count([q]) // heads + o.weight.numel() // heads
     per_channel = (count([mlp.gate_proj]) + count([mlp.up_proj]) + mlp.down_proj.weight.numel()) // ffn
     norms = count(part_norms(first, family.attention_norms))
+    head_norms = [module for name in ("q_norm", "k_norm") if (module := getattr(attention, name, None))]
     in_blocks = count([layers])
     return Shape(
         family=str(model.config.model_type),
@@ -168,4 +182,5 @@ def shape_of(model: PreTrainedModel) -> Shape:
         per_channel=per_channel,
         mlp_fixed=count([mlp]) + count(part_norms(first, family.mlp_norms)) - ffn * per_channel,
         outside=count([model]) - in_blocks,
+        head_norms=count(head_norms),
     )

@@ -1,4 +1,4 @@
-"""A decoder whose blocks differ in width, and some of which have no attention or no MLP.
+"""A decoder whose blocks differ in width, some of which have no attention, no MLP, or parts of heads only.
 
 Secateur (Apache-2.0) puts this file beside the weights of a subnet that one width for all blocks cannot
 describe. `config.json` keeps each block's widths in `per_layer_config`, which transformers (5.14 or newer)
@@ -7,9 +7,14 @@ transformers: `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=Tr
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama import modeling_llama as llama
 from transformers.models.llama.configuration_llama import LlamaConfig as FamilyConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer as FamilyBlock
 from transformers.models.llama.modeling_llama import LlamaForCausalLM as FamilyForCausalLM
@@ -41,6 +46,68 @@ class NoMlp(Absent):
     def forward(self, hidden_states: Tensor) -> Tensor:
         """A zero that broadcasts."""
         return hidden_states.new_zeros(())
+
+
+class NarrowAttention(nn.Module):
+    """LLaMA's attention (and Mistral's, and Qwen2's) with some of the rotary pairs of each head.
+
+    `rotary` (groups, width / 2) holds the places among the frequencies of the pairs that the heads of each KV
+    group kept: channels i and i + width / 2 of a head turn by frequency `rotary[group, i]`. Scores are
+    divided by the root of the whole head's width. See `narrow`.
+    """
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As the family's own, with the cosines and sines of the pairs that each group kept."""
+        before = hidden_states.shape[:-1]
+        query, key, value = (
+            project(hidden_states).view(*before, -1, self.head_dim).transpose(1, 2)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        # (batch, length, whole head), both halves alike, -> (batch, groups, length, width)
+        cos, sin = (part[..., self.rotary].transpose(1, 2).repeat(1, 1, 1, 2) for part in position_embeddings)
+        key = key * cos + llama.rotate_half(key) * sin
+        cos, sin = (part.repeat_interleave(self.num_key_value_groups, dim=1) for part in (cos, sin))
+        query = query * cos + llama.rotate_half(query) * sin
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, llama.eager_attention_forward
+        )
+        output, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            sliding_window=getattr(self, "sliding_window", getattr(self.config, "sliding_window", None)),
+            **kwargs,
+        )
+        return self.o_proj(output.reshape(*before, -1).contiguous()), weights
+
+
+def narrow(attention: nn.Module, rotary: Tensor) -> nn.Module:
+    """An attention of the family, whose projections have these pairs only, told so in place.
+
+    It stays one of its family's class, which is where transformers looks for attention maps.
+    """
+    attention.head_dim = 2 * rotary.shape[1]
+    attention.register_buffer("rotary", rotary)
+    attention.__class__ = _narrow_class(attention.__class__)
+    return attention
+
+
+@cache
+def _narrow_class(family: type) -> type:
+    return type(f"Narrow{family.__name__}", (NarrowAttention, family), {})
 
 
 def cache_slots(kinds: Sequence[str | None], attends: Sequence[bool]) -> list[int]:
@@ -95,6 +162,8 @@ def build_block(config: SubnetConfig, own: SubnetConfig, index: int, slot: int) 
         own.num_attention_heads = own.num_key_value_heads = 1  # said to be 0; built, and thrown away below
     if "mlp" in own.skip:
         own.intermediate_size = 1
+    whole = config.head_dim
+    own.head_dim = getattr(own, "head_width", whole)
     block = FamilyBlock(own, index)
     for module in block.modules():
         if hasattr(module, "config"):
@@ -104,6 +173,10 @@ def build_block(config: SubnetConfig, own: SubnetConfig, index: int, slot: int) 
     inner = own.num_attention_heads * attention.head_dim
     if attention.o_proj.in_features != inner:  # helium builds it square
         attention.o_proj = nn.Linear(inner, config.hidden_size, bias=attention.o_proj.bias is not None)
+    if own.head_dim < whole:
+        attention.scaling = whole**-0.5
+        rotary = torch.zeros(own.num_key_value_heads, own.head_dim // 2, dtype=torch.long)
+        narrow(attention, rotary)
     if "attention" in own.skip:
         block.self_attn = NoAttention()
         for name in ATTENTION_NORMS:

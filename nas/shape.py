@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ Widths = NDArray[np.int64]
 """(..., blocks, 3): KV groups, queries per group and FFN channels of each of the parent's blocks, 0 where
 skipped; the form in which many architectures are handled at once."""
 
+HeadWidths = NDArray[np.int64]
+"""(..., blocks): channels kept of each head in each of the parent's blocks; any number where skipped."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -22,7 +25,8 @@ class Shape:
     Parameter counts come in the pieces that a cut removes: `per_group` for a KV group's key and value rows,
     `per_query` for a query head's rows and its columns of the output matrix, `per_channel` for an FFN
     channel, and the fixed remainder of an attention or an MLP that goes only with the whole module (its
-    norms, its output bias). `outside` counts embeddings, final norm and head (once, if tied).
+    norms, its output bias). `outside` counts embeddings, final norm and head (once, if tied). `head_norms` is
+    the part of `attention_fixed` that no hidden channel has a share in: the q/k norms.
     """
 
     family: str
@@ -39,6 +43,7 @@ class Shape:
     per_channel: int
     mlp_fixed: int
     outside: int
+    head_norms: int = 0
 
     @property
     def parent(self) -> Architecture:
@@ -46,25 +51,63 @@ class Shape:
         full = (self.kv_groups, self.queries_per_group, self.ffn)
         return Architecture(self.hidden, tuple(Block(i, *full) for i in range(self.blocks)))
 
+    def narrowed(self, hidden: int) -> Shape:
+        """The shape of the same parent with `hidden` of its hidden channels: a parent like any other.
+
+        Every matrix loses a row or column with each channel, everything else in a block but biases and q/k
+        norms is a vector over the channels, and so is all outside of blocks, row by row.
+        """
+        less = self.hidden - hidden
+
+        def share(count: int) -> int:
+            return count * hidden // self.hidden
+
+        return replace(
+            self,
+            hidden=hidden,
+            per_group=self.per_group - 2 * self.head_dim * less,
+            per_query=self.per_query - 2 * self.head_dim * less,
+            attention_fixed=self.head_norms + share(self.attention_fixed - self.head_norms),
+            per_channel=self.per_channel - 3 * less,
+            mlp_fixed=share(self.mlp_fixed),
+            outside=share(self.outside),
+        )
+
 
 def widths_of(architecture: Architecture, shape: Shape) -> Widths:
-    """(blocks, 3) widths of one architecture."""
+    """(blocks, 3) widths of one architecture; see `head_widths_of` for what is kept inside heads."""
     widths = np.zeros((shape.blocks, 3), dtype=np.int64)
     for block in architecture.blocks:
         widths[block.source] = block.kv_groups, block.queries_per_group, block.ffn
     return widths
 
 
-def architecture_of(widths: Widths, shape: Shape) -> Architecture:
-    """The inverse of `widths_of`, of one (blocks, 3) array."""
-    rows = [(i, *map(int, row)) for i, row in enumerate(widths) if row.any()]
-    return Architecture(shape.hidden, tuple(Block(*row) for row in rows))
+def head_widths_of(architecture: Architecture, shape: Shape) -> HeadWidths:
+    """(blocks,) head widths of one architecture."""
+    widths = np.full(shape.blocks, shape.head_dim, dtype=np.int64)
+    for block in architecture.blocks:
+        widths[block.source] = block.head_width or shape.head_dim
+    return widths
+
+
+def architecture_of(widths: Widths, shape: Shape, head_widths: HeadWidths | None = None) -> Architecture:
+    """The inverse of `widths_of` and `head_widths_of`, of one (blocks, 3) array and one (blocks,), which are
+    whole heads by default; at the shape's hidden width (see `Shape.narrowed`)."""
+    heads = np.full(shape.blocks, shape.head_dim) if head_widths is None else head_widths
+    blocks = (
+        Block(source, groups, queries, ffn, head if groups and head < shape.head_dim else None)
+        for source, ((groups, queries, ffn), head) in enumerate(
+            zip(widths.tolist(), heads.tolist(), strict=True)
+        )
+        if groups or queries or ffn
+    )
+    return Architecture(shape.hidden, tuple(blocks))
 
 
 def check_fits(architecture: Architecture, shape: Shape) -> None:
     """Raise `InputError` unless the architecture can be cut out of a parent of this shape."""
-    if architecture.hidden != shape.hidden:
-        raise InputError(f"hidden width {architecture.hidden} differs from the parent's {shape.hidden}")
+    if architecture.hidden > shape.hidden:
+        raise InputError(f"hidden width {architecture.hidden} exceeds the parent's {shape.hidden}")
     if not architecture.blocks:
         raise InputError("an architecture needs at least one block")
     if not any(block.kv_groups for block in architecture.blocks):
@@ -76,3 +119,8 @@ def check_fits(architecture: Architecture, shape: Shape) -> None:
         for word, have, limit in zip(words, kept, limits, strict=True):
             if have > limit:
                 raise InputError(f"block {block.source}: {word} {have} exceeds the parent's {limit}")
+        if block.head_width is not None and block.head_width >= shape.head_dim:
+            raise InputError(
+                f"block {block.source}: head width {block.head_width} is not below the parent's "
+                f"{shape.head_dim}; leave it out to keep whole heads"
+            )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -12,11 +14,15 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from data.errors import InputError
 from nas.architecture import Architecture, Block
-from nas.families import Family, blocks_of, family_of
-from nas.modeling_subnet import NoAttention, NoMlp, cache_slots
+from nas.families import FAMILIES, Family, blocks_of, family_of
+from nas.modeling_subnet import NoAttention, NoMlp, cache_slots, narrow
 from nas.shape import Shape, check_fits
 
 Module = TypeVar("Module", bound=nn.Module)
+
+RotaryOrders = Sequence[Tensor]
+"""For each block of the parent, the rotary pairs of each KV group, most important first, (kv_groups,
+head_dim / 2); pair i is channels i and i + head_dim / 2 of all heads of its group."""
 
 
 class OutputMatrices(Protocol):
@@ -39,17 +45,20 @@ def cut(
     architecture: Architecture,
     bank: OutputMatrices | None = None,
     *,
+    rotary: RotaryOrders | None = None,
     own: bool = False,
 ) -> PreTrainedModel:
     """The subnet of a permuted parent.
 
     Weights are prefix views of the parent's and, with a `bank`, its repaired output matrices: nothing is
-    copied, except query rows where fewer than all queries of a group are kept. `own=True` copies everything,
-    so that the subnet can be trained or outlive the parent. The parent is not changed. Raises `InputError`
-    if the architecture does not fit.
+    copied, except query rows where fewer than all queries of a group are kept, the gains of norms where fewer
+    hidden channels are, and projections of heads that are kept in part: those keep the first pairs of the
+    `rotary` orders. `own=True` copies everything, so that the subnet can be trained or outlive the parent.
+    The parent is not changed. Raises `InputError` if the architecture does not fit.
     """
     check_fits(architecture, shape)
     family = family_of(parent.config)
+    hidden = architecture.hidden
     config = copy.copy(parent.config)
     for name, value in depth_settings(parent.config, architecture).items():
         setattr(config, name, value)
@@ -58,11 +67,17 @@ def cut(
     # Some position embeddings keep what the longest text they met asked for.
     subnet.model.rotary_emb = _shell(parent.model.rotary_emb)
     subnet.config = subnet.model.config = config
+    if hidden < shape.hidden:
+        family.check_narrowable()
+        config.hidden_size, config.head_dim = hidden, shape.head_dim
+        _cut_ends(subnet, hidden)
+    if any(block.head_width for block in architecture.blocks):
+        _check_narrow_heads(family, shape, rotary)
     kinds = getattr(config, "layer_types", None) or [None] * len(architecture.blocks)
     slots = cache_slots(kinds, [block.kv_groups > 0 for block in architecture.blocks])
     layers = blocks_of(parent)
     subnet.model.layers = nn.ModuleList(
-        _cut_block(layers[block.source], family, config, shape, block, slot, bank)
+        _cut_block(layers[block.source], family, config, shape, hidden, block, slot, bank, rotary)
         for block, slot in zip(architecture.blocks, slots, strict=True)
     )
     return copy.deepcopy(subnet) if own else subnet
@@ -92,19 +107,26 @@ def _cut_block(
     family: Family,
     config: PreTrainedConfig,
     shape: Shape,
+    hidden: int,
     block: Block,
     slot: int,
     bank: OutputMatrices | None,
+    rotary: RotaryOrders | None,
 ) -> nn.Module:
     new = _shell(layer)
+    if hidden < shape.hidden:
+        for name in (*family.attention_norms, *family.mlp_norms):
+            setattr(new, name, _cut_norm(getattr(layer, name), hidden))
     if block.kv_groups:
-        new.self_attn = _cut_attention(layer.self_attn, shape, block, slot, bank)
+        new.self_attn = _cut_attention(layer.self_attn, shape, hidden, block, slot, bank)
+        if block.head_width and rotary:
+            new.self_attn = _cut_heads(new.self_attn, shape, block, rotary[block.source])
     else:
         new.self_attn = NoAttention()
         for name in family.attention_norms:
             setattr(new, name, nn.Identity())
     if block.ffn:
-        new.mlp = _cut_mlp(layer.mlp, shape, block, bank)
+        new.mlp = _cut_mlp(layer.mlp, hidden, block, bank)
     else:
         new.mlp = NoMlp()
         for name in family.mlp_norms:
@@ -116,25 +138,25 @@ def _cut_block(
 
 
 def _cut_attention(
-    attention: nn.Module, shape: Shape, block: Block, slot: int, bank: OutputMatrices | None
+    attention: nn.Module, shape: Shape, hidden: int, block: Block, slot: int, bank: OutputMatrices | None
 ) -> nn.Module:
     new = _shell(attention)
     new.layer_idx = slot
     new.num_key_value_groups = block.queries_per_group
     kv = block.kv_groups * shape.head_dim
-    new.k_proj = _rows(attention.k_proj, kv)
-    new.v_proj = _rows(attention.v_proj, kv)
+    new.k_proj = _rows(attention.k_proj, kv, hidden)
+    new.v_proj = _rows(attention.v_proj, kv, hidden)
     if block.queries_per_group == shape.queries_per_group:
-        new.q_proj = _rows(attention.q_proj, block.heads * shape.head_dim)
+        new.q_proj = _rows(attention.q_proj, block.heads * shape.head_dim, hidden)
     elif bank is not None:
         weight, bias = bank.queries(block.source, block.queries_per_group)
         rows = block.heads * shape.head_dim
-        new.q_proj = _linear(attention.q_proj, weight[:rows], None if bias is None else bias[:rows])
+        new.q_proj = _linear(attention.q_proj, weight[:rows, :hidden], None if bias is None else bias[:rows])
     else:
         kept = kept_query_rows(shape, block, attention.q_proj.weight.device)
         bias = attention.q_proj.bias
         new.q_proj = _linear(
-            attention.q_proj, attention.q_proj.weight[kept], None if bias is None else bias[kept]
+            attention.q_proj, attention.q_proj.weight[kept, :hidden], None if bias is None else bias[kept]
         )
     if bank is not None:
         out = bank.attention(block.source, block.kv_groups, block.queries_per_group)
@@ -142,16 +164,52 @@ def _cut_attention(
         out = attention.o_proj.weight[:, : block.heads * shape.head_dim]
     else:
         out = attention.o_proj.weight[:, kept_query_rows(shape, block, attention.o_proj.weight.device)]
-    new.o_proj = _linear(attention.o_proj, out, attention.o_proj.bias)
+    new.o_proj = _output(attention.o_proj, out, hidden)
     return new
 
 
-def _cut_mlp(mlp: nn.Module, shape: Shape, block: Block, bank: OutputMatrices | None) -> nn.Module:
+def _cut_heads(attention: nn.Module, shape: Shape, block: Block, order: Tensor) -> nn.Module:
+    """An attention of the block's heads with the first rotary pairs of this order in each, in copies."""
+    pairs = order[: block.kv_groups, : (block.head_width or 0) // 2].to(attention.q_proj.weight.device)
+    channels = torch.cat([pairs, pairs + shape.head_dim // 2], 1)  # (groups, width)
+    heads = torch.arange(block.heads, device=channels.device).view(block.kv_groups, -1, 1)
+    kept = (heads * shape.head_dim + channels[:, None]).flatten()
+    groups = torch.arange(block.kv_groups, device=channels.device)[:, None]
+    kept_kv = (groups * shape.head_dim + channels).flatten()
+    for name, rows in (("q_proj", kept), ("k_proj", kept_kv), ("v_proj", kept_kv)):
+        linear = getattr(attention, name)
+        bias = None if linear.bias is None else linear.bias[rows]
+        setattr(attention, name, _linear(linear, linear.weight[rows], bias))
+    out = attention.o_proj
+    attention.o_proj = _linear(out, out.weight[:, kept], out.bias)
+    return narrow(attention, pairs.contiguous())
+
+
+def _check_narrow_heads(family: Family, shape: Shape, rotary: RotaryOrders | None) -> None:
+    """Raise `InputError` unless heads can be cut in part, by these orders."""
+    if not family.narrow_heads:
+        supported = ", ".join(name for name, other in FAMILIES.items() if other.narrow_heads)
+        raise InputError(
+            f"heads of {shape.family} cannot be kept in part, since its attention is not LLaMA's; keep whole "
+            f"heads, or take a parent of {supported}"
+        )
+    if rotary is None:
+        raise InputError("heads are kept in part, but nothing says which rotary pairs; give their orders")
+    expected = [(shape.kv_groups, shape.head_dim // 2)] * shape.blocks
+    found = [tuple(order.shape) for order in rotary]
+    if found != expected:
+        raise InputError(
+            f"the orders of rotary pairs have shapes {found}; give {expected[0]} for each of "
+            f"{shape.blocks} blocks"
+        )
+
+
+def _cut_mlp(mlp: nn.Module, hidden: int, block: Block, bank: OutputMatrices | None) -> nn.Module:
     new = _shell(mlp)
-    new.gate_proj = _rows(mlp.gate_proj, block.ffn)
-    new.up_proj = _rows(mlp.up_proj, block.ffn)
+    new.gate_proj = _rows(mlp.gate_proj, block.ffn, hidden)
+    new.up_proj = _rows(mlp.up_proj, block.ffn, hidden)
     out = mlp.down_proj.weight[:, : block.ffn] if bank is None else bank.mlp(block.source, block.ffn)
-    new.down_proj = _linear(mlp.down_proj, out, mlp.down_proj.bias)
+    new.down_proj = _output(mlp.down_proj, out, hidden)
     return new
 
 
@@ -163,9 +221,43 @@ def kept_query_rows(shape: Shape, block: Block, device: torch.device) -> Tensor:
     return grid[: block.kv_groups, : block.queries_per_group].flatten()
 
 
-def _rows(linear: nn.Linear, rows: int) -> nn.Linear:
+def _rows(linear: nn.Linear, rows: int, hidden: int) -> nn.Linear:
+    """A projection from the residual stream: its first rows, of the first hidden channels."""
     bias = None if linear.bias is None else linear.bias[:rows]
-    return _linear(linear, linear.weight[:rows], bias)
+    return _linear(linear, linear.weight[:rows, :hidden], bias)
+
+
+def _output(linear: nn.Linear, weight: Tensor, hidden: int) -> nn.Linear:
+    """A projection into the residual stream by this matrix: into the first hidden channels."""
+    bias = None if linear.bias is None else linear.bias[:hidden]
+    return _linear(linear, weight[:hidden], bias)
+
+
+def _cut_ends(subnet: PreTrainedModel, hidden: int) -> None:
+    """Embeddings, final norm and head on the first hidden channels; a tied head stays tied."""
+    embedding, head = subnet.model.embed_tokens, subnet.lm_head
+    new = _shell(embedding)
+    new.embedding_dim = hidden
+    new.weight = nn.Parameter(embedding.weight[:, :hidden], requires_grad=False)
+    subnet.model.embed_tokens = new
+    subnet.model.norm = _cut_norm(subnet.model.norm, hidden)
+    tied = head.weight is embedding.weight
+    subnet.lm_head = _linear(head, head.weight[:, :hidden], head.bias)
+    if tied:
+        subnet.lm_head.weight = new.weight
+
+
+def _cut_norm(norm: nn.Module, hidden: int) -> nn.Module:
+    """A norm over the first hidden channels, its gains times sqrt(d / d').
+
+    Over d' channels the mean square is d / d' of what it is with the dropped ones counted as zeros, and the
+    gains make up for it: the subnet is the parent with its dropped channels at zero, in the norms as well.
+    The gains as they are, and gains that keep each norm's mean power on calibration text, were both worse.
+    """
+    new = _shell(norm)
+    scale = math.sqrt(norm.weight.shape[0] / hidden)
+    new.weight = nn.Parameter(norm.weight[:hidden] * scale, requires_grad=False)
+    return new
 
 
 def _linear(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Linear:

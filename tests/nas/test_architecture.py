@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from data.errors import InputError
 from nas.architecture import Architecture, Block
-from nas.shape import Shape, architecture_of, check_fits, widths_of
+from nas.shape import Shape, architecture_of, check_fits, head_widths_of, widths_of
 
 SHAPE = Shape("llama", 64, 6, 4, 3, 8, 40, 97, 10, 20, 30, 40, 50, 60)
 
@@ -21,14 +21,18 @@ def blocks(source: int) -> st.SearchStrategy[Block]:
     """Legal blocks cut from one layer of `SHAPE`."""
     attention = st.tuples(st.integers(1, SHAPE.kv_groups), st.integers(1, SHAPE.queries_per_group))
     widths = st.tuples(st.one_of(st.just((0, 0)), attention), st.integers(0, SHAPE.ffn))
-    return widths.filter(lambda w: w[0][0] + w[1] > 0).map(lambda w: Block(source, *w[0], w[1]))
+    head_width = st.sampled_from([None, *range(2, SHAPE.head_dim, 2)])
+    return st.tuples(widths.filter(lambda w: w[0][0] + w[1] > 0), head_width).map(
+        lambda drawn: Block(source, *drawn[0][0], drawn[0][1], drawn[1] if drawn[0][0][0] else None)
+    )
 
 
 @st.composite
 def architectures(draw: st.DrawFn) -> Architecture:
     """Legal architectures under `SHAPE`."""
     sources = sorted(draw(st.sets(st.integers(0, SHAPE.blocks - 1), min_size=1)))
-    return Architecture(SHAPE.hidden, tuple(draw(blocks(source)) for source in sources))
+    hidden = draw(st.integers(1, SHAPE.hidden))
+    return Architecture(hidden, tuple(draw(blocks(source)) for source in sources))
 
 
 @given(architectures())
@@ -41,7 +45,8 @@ def test_json_gives_the_architecture_back(architecture: Architecture) -> None:
 
 @given(architectures())
 def test_widths_give_the_architecture_back(architecture: Architecture) -> None:
-    again = architecture_of(widths_of(architecture, SHAPE), SHAPE)
+    narrowed = SHAPE.narrowed(architecture.hidden)
+    again = architecture_of(widths_of(architecture, SHAPE), narrowed, head_widths_of(architecture, SHAPE))
     assert again == architecture
     assert json.loads(again.to_json())  # plain integers, not numpy's
 

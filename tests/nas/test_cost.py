@@ -1,32 +1,49 @@
 """Closed-form costs are what counting on the cut model gives."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from data.errors import InputError
+from nas.architecture import Architecture
 from nas.cost import COSTS, Budget, CostModel
 from nas.families import shape_of
-from nas.shape import widths_of
+from nas.shape import architecture_of, widths_of
 from nas.subnet import cut
-from tests.nas.tiny_models import CUTS, PARENTS, WINDOW, architecture_of_cut, permuted_parent, tokens
+from tests.nas.tiny_models import (
+    CUTS,
+    NARROWABLE,
+    PARENTS,
+    WINDOW,
+    architecture_of_cut,
+    permuted_parent,
+    tokens,
+)
 
 
-@pytest.mark.parametrize("name", PARENTS)
 @pytest.mark.parametrize("kind", CUTS)
-def test_costs_in_closed_form_are_the_counted_ones(name: str, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "hidden"), [(name, 32) for name in PARENTS] + [(name, 19) for name in NARROWABLE]
+)
+def test_costs_in_closed_form_are_the_counted_ones(name: str, hidden: int, kind: str) -> None:
     parent, shape = permuted_parent(name)
     length = WINDOW - 1  # as long as a sliding window keeps everything
-    architecture = architecture_of_cut(kind, shape)
+    architecture = replace(architecture_of_cut(kind, shape), hidden=hidden)
     costs = CostModel(shape, length, 4)(architecture)
-    subnet = cut(parent, shape, architecture)
+    assert costs == counted(cut(parent, shape, architecture), length)
+
+
+def counted(subnet: PreTrainedModel, length: int) -> dict[str, int]:
+    """What a subnet costs on a text of this length, by counting."""
     subnet.set_attn_implementation("eager")  # the counter does not know the CPU's fused attention
     cache = DynamicCache(config=subnet.config)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         subnet(tokens(length, batch=1), past_key_values=cache)
-    counted = {
+    return {
         "block_parameters": sum(weight.numel() for weight in subnet.model.layers.parameters()),
         "parameters": sum(weight.numel() for weight in subnet.parameters()),
         "flops": counter.get_total_flops(),
@@ -34,7 +51,6 @@ def test_costs_in_closed_form_are_the_counted_ones(name: str, kind: str) -> None
             layer.keys.nbytes + layer.values.nbytes for layer in cache.layers if layer.is_initialized
         ),
     }
-    assert costs == counted
 
 
 @pytest.mark.parametrize("name", PARENTS)
@@ -52,14 +68,34 @@ def test_a_shape_is_read_without_weights(name: str) -> None:
         assert shape_of(AutoModelForCausalLM.from_config(parent.config)) == shape
 
 
-def test_many_architectures_cost_what_each_does() -> None:
-    shape = permuted_parent("llama-biased")[1]
+@pytest.mark.parametrize("name", ["llama-biased", "qwen3"])
+def test_many_architectures_cost_what_each_does(name: str) -> None:
+    shape = permuted_parent(name)[1]
     model = CostModel(shape, 32, 2)
-    each = [architecture_of_cut(kind, shape) for kind in CUTS]
-    together = model.of_widths(np.stack([widths_of(architecture, shape) for architecture in each]))
+    hidden = np.array([32, 7, 19, 32, 31, 1, 16, 8, 24, 12])
+    each = [
+        replace(architecture_of_cut(kind, shape), hidden=int(width))
+        for kind, width in zip(CUTS, hidden, strict=True)
+    ]
+    widths = np.stack([widths_of(architecture, shape) for architecture in each])
+    together = model.of_widths(widths, hidden=hidden)
+    whole = model.of_widths(widths)
+    assert {name: int(cost[0]) for name, cost in whole.items()} == model(each[0])
     assert set(together) == set(COSTS)
     for index, architecture in enumerate(each):
         assert {name: int(values[index]) for name, values in together.items()} == model(architecture)
+
+
+def test_a_narrowed_parent_is_a_parent() -> None:
+    parent, shape = permuted_parent("qwen3")
+    narrow = Architecture(20, shape.parent.blocks)
+    assert shape_of(cut(parent, shape, narrow)) == shape.narrowed(20)
+    assert shape.narrowed(20).parent == narrow
+    assert shape.narrowed(32) == shape
+    whole = widths_of(shape.parent, shape)
+    assert architecture_of(whole, shape.narrowed(20)) == narrow
+    tight = Budget(CostModel(shape, 32, 2), {"parameters": CostModel(shape, 32, 2)(narrow)["parameters"]})
+    assert tight.allows(np.stack([whole] * 3), np.array([21, 20, 19])).tolist() == [False, True, True]
 
 
 def test_a_budget_is_the_tightest_of_its_limits() -> None:

@@ -246,7 +246,7 @@ def test_query_heads_stay_with_their_group(case: str, seed: int) -> None:
         ((Block(1, 1, 4, 8),), 32, "block 1: queries per group 4 exceeds the parent's 2"),
         ((Block(0, 1, 1, 25),), 32, "block 0: FFN channels 25 exceeds the parent's 24"),
         ((Block(3, 1, 1, 8),), 32, "block 3: layer index 3 exceeds the parent's 2"),
-        ((Block(0, 1, 1, 8),), 16, "hidden width 16 differs from the parent's 32"),
+        ((Block(0, 1, 1, 8),), 40, "hidden width 40 exceeds the parent's 32"),
         ((Block(0, 0, 0, 8),), 32, "at least one block; all of them skip it"),
         ((), 32, "needs at least one block"),
     ],

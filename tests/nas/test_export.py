@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,8 +30,17 @@ from nas.architecture import Architecture, Block
 from nas.card import model_card
 from nas.export import needs_code, save_checkpoint
 from nas.families import shape_of
+from nas.residual import measure_stream, rotate_stream
 from nas.subnet import cut
-from tests.nas.tiny_models import CUTS, PARENTS, architecture_of_cut, permuted_parent, tiny_parent, tokens
+from tests.nas.tiny_models import (
+    CUTS,
+    NARROWABLE,
+    PARENTS,
+    architecture_of_cut,
+    permuted_parent,
+    tiny_parent,
+    tokens,
+)
 
 PLAIN = ("uniform", "shallow", "one block")
 every_parent = pytest.mark.parametrize("name", PARENTS)
@@ -46,10 +56,12 @@ def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def saved(name: str, kind: str, folder: Path, **settings: object) -> tuple[PreTrainedModel, Path]:
+def saved(
+    name: str, kind: str, folder: Path, hidden: int = 32, **settings: object
+) -> tuple[PreTrainedModel, Path]:
     """A subnet and the checkpoint written of it."""
     parent, shape = permuted_parent(name)
-    architecture = architecture_of_cut(kind, shape)
+    architecture = replace(architecture_of_cut(kind, shape), hidden=hidden)
     subnet = cut(parent, shape, architecture, own=True)
     return subnet, save_checkpoint(subnet, parent.config, shape, architecture, folder, **settings)
 
@@ -81,6 +93,37 @@ def test_what_is_loaded_is_what_was_saved(name: str, kind: str, tmp_path: Path) 
     for cache in (DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=12)):
         torch.testing.assert_close(decoded(model, tokens(), cache), logits, **close)
     assert (type(model).__name__ == "SubnetForCausalLM") == (folder / "modeling_subnet.py").exists()
+
+
+@pytest.mark.parametrize("name", NARROWABLE)
+@pytest.mark.parametrize("kind", ["uniform", "narrow", "all at once"])
+def test_a_narrower_stream_is_saved_like_a_wide_one(name: str, kind: str, tmp_path: Path) -> None:
+    subnet, folder = saved(name, kind, tmp_path / "checkpoint", hidden=20)
+    model = load(folder)
+    assert model.config.hidden_size == 20
+    logits = model(tokens()).logits
+    assert torch.equal(logits, subnet(tokens()).logits)
+    close = dict(rtol=1e-4, atol=2e-5 * float(logits.abs().max()))
+    for cache in (DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=12)):
+        torch.testing.assert_close(decoded(model, tokens(), cache), logits, **close)
+    settings = dict(max_new_tokens=6, do_sample=False, eos_token_id=None)
+    cached, uncached = (model.generate(tokens(), use_cache=use, **settings) for use in (True, False))
+    assert torch.equal(cached, uncached)
+    # Helium's own output matrix is always square.
+    plain = kind == "uniform" and name != "helium"
+    assert model.config.model_type == (name.split("-")[0] if plain else f"secateur_{name.split('-')[0]}")
+
+
+def test_a_rotated_stream_is_saved_like_any_other(tmp_path: Path) -> None:
+    parent = tiny_parent("llama-biased")  # whose head is tied until then
+    rotated = rotate_stream(parent, measure_stream(parent, tokens(batch=4)).basis)
+    shape = shape_of(rotated)
+    for kind in ("uniform", "narrow"):
+        architecture = replace(architecture_of_cut(kind, shape), hidden=20)
+        subnet = cut(rotated, shape, architecture, own=True)
+        model = load(save_checkpoint(subnet, rotated.config, shape, architecture, tmp_path / kind))
+        assert torch.equal(model(tokens()).logits, subnet(tokens()).logits)
+        assert model.num_parameters() == subnet.num_parameters()
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3_text"])
@@ -231,7 +274,7 @@ def test_the_card_loads_what_it_describes() -> None:
         assert ("trust_remote_code=True" in card) == code
         assert "| perplexity | 44 | 40 | 1.100 |" in card
         assert "| parameters | 1,000,000 | 2,000,000 | 0.500 |" in card
-        assert "| 1 | 1 | 2 | 2 | 24 |" in card and "2. repaired" in card and "windows of 256" in card
+        assert "| 1 | 1 | 2 | 2 | 8 | 24 |" in card and "2. repaired" in card and "windows of 256" in card
 
 
 def test_a_save_that_dies_leaves_nothing_and_one_that_works_replaces(
@@ -309,18 +352,27 @@ for folder in sys.argv[2:]:
 
 @pytest.mark.slow
 def test_it_loads_where_this_project_is_not_installed(tmp_path: Path) -> None:
-    torch.save(tokens(), tmp_path / "ids")
     expected = {}
     for name in PARENTS:
         subnet, folder = saved(name, "all at once", tmp_path / name)
         expected[folder] = subnet(tokens()).logits
+    for kind in ("uniform", "all at once"):
+        subnet, folder = saved("llama", kind, tmp_path / f"narrow {kind}", hidden=20)
+        expected[folder] = subnet(tokens()).logits
+    for folder, logits in logits_elsewhere([*expected], tmp_path).items():
+        assert torch.equal(logits, expected[folder]), folder.name
+
+
+def logits_elsewhere(folders: list[Path], tmp_path: Path) -> dict[Path, Tensor]:
+    """Logits of checkpoints, from a process that cannot find this project."""
+    torch.save(tokens(), tmp_path / "ids")
     # -S leaves out site-packages' own start-up files, and with them an editable install of this project
     code = (
         f"import sys; sys.path.append({next(p for p in sys.path if p.endswith('site-packages'))!r})"
         + ELSEWHERE
     )
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", code, str(tmp_path / "ids"), *map(str, expected)],
+        [sys.executable, "-I", "-S", "-c", code, str(tmp_path / "ids"), *map(str, folders)],
         cwd=tmp_path,
         env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules elsewhere")},
         capture_output=True,
@@ -328,5 +380,4 @@ def test_it_loads_where_this_project_is_not_installed(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    for folder, logits in expected.items():
-        assert torch.equal(torch.load(f"{folder}.logits"), logits), folder.name
+    return {folder: torch.load(f"{folder}.logits") for folder in folders}

@@ -57,6 +57,10 @@ PARENTS: dict[str, dict[str, object]] = {
 }
 
 
+NARROWABLE = [name for name in PARENTS if not name.startswith("gemma")]
+"""Parents whose hidden width can be cut."""
+
+
 def tiny_parent(
     name: str, seed: int = 0, dtype: torch.dtype = torch.float32, **settings: object
 ) -> PreTrainedModel:
