@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from logging import ERROR, getLogger
@@ -117,7 +117,7 @@ def _as_saved(
     code = _code_for(subnet, parent_config)
     module: dict[str, Any] = {"__name__": Path(CODE).stem}
     exec(compile(code, CODE, "exec"), module)
-    config = _own_config(module["SubnetConfig"], parent_config, shape, architecture)
+    config = _own_config(module["SubnetConfig"], parent_config, shape, architecture, set(state))
     model = _filled(module["SubnetForCausalLM"], config, state)
     if model is None:
         raise InputError(f"the subnet does not have the widths of the architecture {architecture.digest}")
@@ -178,8 +178,10 @@ def _own_config(
     parent_config: PreTrainedConfig,
     shape: Shape,
     architecture: Architecture,
+    tensors: Collection[str],
 ) -> PreTrainedConfig:
-    """The configuration of a heterogeneous subnet: globally the parent's widths, and every block's own."""
+    """The configuration of a heterogeneous subnet: globally the parent's widths, and every block's own, with
+    the biases of output matrices where the named tensors have such as the family's configuration has not."""
     per_layer: dict[int, dict[str, Any]] = {}
     narrow = any(block.head_width for block in architecture.blocks)
     for index, block in enumerate(architecture.blocks):
@@ -192,6 +194,19 @@ def _own_config(
                 name for name, width in (("attention", block.kv_groups), ("mlp", block.ffn)) if not width
             ],
         }
+    added = {
+        index: [
+            part
+            for part, name, setting in (
+                ("attention", "self_attn.o_proj", "attention_bias"), ("mlp", "mlp.down_proj", "mlp_bias"),
+            )
+            if f"model.layers.{index}.{name}.bias" in tensors and not getattr(parent_config, setting, False)
+        ]
+        for index in per_layer
+    }  # fmt: skip
+    if any(added.values()):
+        for index, parts in added.items():
+            per_layer[index]["output_bias"] = parts
     stem = Path(CODE).stem
     return config_class(
         **_settings(parent_config, shape, architecture),

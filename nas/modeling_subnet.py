@@ -173,6 +173,10 @@ def build_block(config: SubnetConfig, own: SubnetConfig, index: int, slot: int) 
     inner = own.num_attention_heads * attention.head_dim
     if attention.o_proj.in_features != inner:  # helium builds it square
         attention.o_proj = nn.Linear(inner, config.hidden_size, bias=attention.o_proj.bias is not None)
+    for part, name in (("attention", "self_attn.o_proj"), ("mlp", "mlp.down_proj")):
+        output = block.get_submodule(name)
+        if part in getattr(own, "output_bias", ()) and output.bias is None:
+            output.bias = nn.Parameter(torch.zeros(output.out_features))
     if own.head_dim < whole:
         attention.scaling = whole**-0.5
         rotary = torch.zeros(own.num_key_value_heads, own.head_dim // 2, dtype=torch.long)

@@ -24,6 +24,9 @@ RotaryOrders = Sequence[Tensor]
 """For each block of the parent, the rotary pairs of each KV group, most important first, (kv_groups,
 head_dim / 2); pair i is channels i and i + head_dim / 2 of all heads of its group."""
 
+ChannelOrders = Sequence[Tensor]
+"""For each block of the parent, its FFN channels, most important first, (ffn,)."""
+
 
 class OutputMatrices(Protocol):
     """Where a cut takes its output matrices from (see `nas.repair.bank`)."""
@@ -46,6 +49,7 @@ def cut(
     bank: OutputMatrices | None = None,
     *,
     rotary: RotaryOrders | None = None,
+    channels: ChannelOrders | None = None,
     own: bool = False,
 ) -> PreTrainedModel:
     """The subnet of a permuted parent.
@@ -53,10 +57,13 @@ def cut(
     Weights are prefix views of the parent's and, with a `bank`, its repaired output matrices: nothing is
     copied, except query rows where fewer than all queries of a group are kept, the gains of norms where fewer
     hidden channels are, and projections of heads that are kept in part: those keep the first pairs of the
-    `rotary` orders. `own=True` copies everything, so that the subnet can be trained or outlive the parent.
-    The parent is not changed. Raises `InputError` if the architecture does not fit.
+    `rotary` orders. With `channels` the parent need not be permuted: MLPs are copies of their first ones.
+    `own=True` copies everything, so that the subnet can be trained or outlive the parent. The parent is not
+    changed. Raises `InputError` if the architecture does not fit, `ValueError` for a `bank` with `channels`.
     """
     check_fits(architecture, shape)
+    if bank is not None and channels is not None:
+        raise ValueError("a bank holds the repairs of prefixes, not of the channels that orders put first")
     family = family_of(parent.config)
     hidden = architecture.hidden
     config = copy.copy(parent.config)
@@ -77,7 +84,7 @@ def cut(
     slots = cache_slots(kinds, [block.kv_groups > 0 for block in architecture.blocks])
     layers = blocks_of(parent)
     subnet.model.layers = nn.ModuleList(
-        _cut_block(layers[block.source], family, config, shape, hidden, block, slot, bank, rotary)
+        _cut_block(layers[block.source], family, config, shape, hidden, block, slot, bank, rotary, channels)
         for block, slot in zip(architecture.blocks, slots, strict=True)
     )
     return copy.deepcopy(subnet) if own else subnet
@@ -112,6 +119,7 @@ def _cut_block(
     slot: int,
     bank: OutputMatrices | None,
     rotary: RotaryOrders | None,
+    channels: ChannelOrders | None,
 ) -> nn.Module:
     new = _shell(layer)
     if hidden < shape.hidden:
@@ -126,7 +134,8 @@ def _cut_block(
         for name in family.attention_norms:
             setattr(new, name, nn.Identity())
     if block.ffn:
-        new.mlp = _cut_mlp(layer.mlp, hidden, block, bank)
+        mlp = layer.mlp if channels is None else _gathered(layer.mlp, channels[block.source][: block.ffn])
+        new.mlp = _cut_mlp(mlp, hidden, block, bank)
     else:
         new.mlp = NoMlp()
         for name in family.mlp_norms:
@@ -171,11 +180,8 @@ def _cut_attention(
 def _cut_heads(attention: nn.Module, shape: Shape, block: Block, order: Tensor) -> nn.Module:
     """An attention of the block's heads with the first rotary pairs of this order in each, in copies."""
     pairs = order[: block.kv_groups, : (block.head_width or 0) // 2].to(attention.q_proj.weight.device)
-    channels = torch.cat([pairs, pairs + shape.head_dim // 2], 1)  # (groups, width)
-    heads = torch.arange(block.heads, device=channels.device).view(block.kv_groups, -1, 1)
-    kept = (heads * shape.head_dim + channels[:, None]).flatten()
-    groups = torch.arange(block.kv_groups, device=channels.device)[:, None]
-    kept_kv = (groups * shape.head_dim + channels).flatten()
+    kept = inside_heads(shape, pairs, block.queries_per_group)
+    kept_kv = inside_heads(shape, pairs, 1)
     for name, rows in (("q_proj", kept), ("k_proj", kept_kv), ("v_proj", kept_kv)):
         linear = getattr(attention, name)
         bias = None if linear.bias is None else linear.bias[rows]
@@ -183,6 +189,25 @@ def _cut_heads(attention: nn.Module, shape: Shape, block: Block, order: Tensor) 
     out = attention.o_proj
     attention.o_proj = _linear(out, out.weight[:, kept], out.bias)
     return narrow(attention, pairs.contiguous())
+
+
+def inside_heads(shape: Shape, pairs: Tensor, heads: int) -> Tensor:
+    """Places of the channels of these rotary pairs (groups, pairs) in each of so many heads of every group,
+    whose `head_dim` channels lie one head after another: (groups * heads * 2 * pairs,)."""
+    channels = torch.cat([pairs, pairs + shape.head_dim // 2], 1)  # (groups, width)
+    first = torch.arange(len(pairs) * heads, device=pairs.device).view(len(pairs), heads, 1) * shape.head_dim
+    return (first + channels[:, None]).flatten()
+
+
+def _gathered(mlp: nn.Module, kept: Tensor) -> nn.Module:
+    """An MLP of these channels, copied."""
+    new = _shell(mlp)
+    for name in ("gate_proj", "up_proj"):
+        linear = getattr(mlp, name)
+        bias = None if linear.bias is None else linear.bias[kept]
+        setattr(new, name, _linear(linear, linear.weight[kept], bias))
+    new.down_proj = _linear(mlp.down_proj, mlp.down_proj.weight[:, kept], mlp.down_proj.bias)
+    return new
 
 
 def _check_narrow_heads(family: Family, shape: Shape, rotary: RotaryOrders | None) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +23,32 @@ from matplotlib import pyplot
 
 from data.errors import InputError
 from experiments.command_line import option, run
-from experiments.published import accuracy_predictor, estimation_fusion, output_approximation
+from experiments.published import (
+    accuracy_predictor,
+    efficient_search,
+    estimation_fusion,
+    output_approximation,
+)
 from experiments.published.baselines import BASELINES
 from experiments.published.case import Case, Common, open_case, produce, table
 from experiments.stages import say
 from nas.report import write_json
 
 SYSTEMS: dict[str, tuple[type[Common], Callable[..., Any]]] = {
+    "efficient_search": (efficient_search.Settings, efficient_search.prune),
     "accuracy_predictor": (accuracy_predictor.Settings, accuracy_predictor.prune),
     "estimation_fusion": (estimation_fusion.Settings, estimation_fusion.prune),
     "output_approximation": (output_approximation.Settings, output_approximation.prune),
     **{name: (Common, baseline) for name, baseline in BASELINES.items()},
 }
 """Settings and pruning function by name."""
+
+COUNTS = {
+    "efficient_search": ("epochs", "population"),
+    "accuracy_predictor": ("tied", "free", "draws"),
+    "estimation_fusion": ("trials",),
+}
+"""Settings that say how much a system's search measures."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,9 @@ class Settings(Common):
     systems: tuple[str, ...] = option(
         (), f"which of {', '.join(SYSTEMS)}; all by default", group="systems", metavar="NAME"
     )
+    effort: float = option(
+        1.0, "share of the papers' numbers of pairs, generations and candidates", group="systems"
+    )
 
 
 def main(settings: Settings) -> None:
@@ -52,6 +68,8 @@ def main(settings: Settings) -> None:
     unknown = [name for name in settings.systems if name not in SYSTEMS]
     if unknown:
         raise InputError(f"there is no system {unknown[0]!r}; choose from {', '.join(SYSTEMS)}")
+    if settings.effort <= 0:
+        raise InputError(f"--effort is {settings.effort}; give a positive share")
     case = open_case(settings)
     results = []
     for name in settings.systems or tuple(SYSTEMS):
@@ -70,8 +88,9 @@ def main(settings: Settings) -> None:
 def one(case: Case, name: str, keep: float, settings: Settings) -> dict[str, Any]:
     """The record of one system at one fraction."""
     kind, prune = SYSTEMS[name]
-    shared = {each.name: getattr(settings, each.name) for each in fields(Common)}
-    return produce(case, name, keep, prune, kind(**shared))
+    own = kind(**{each.name: getattr(settings, each.name) for each in fields(Common)})
+    counts = {count: max(5, round(getattr(own, count) * settings.effort)) for count in COUNTS.get(name, ())}
+    return produce(case, name, keep, prune, replace(own, **counts))
 
 
 def plot(results: list[dict[str, Any]], path: Path) -> None:

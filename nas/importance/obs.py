@@ -11,9 +11,14 @@ from nas.linear import damped
 
 
 def obs(evidence: Evidence, block: int) -> UnitScores:
+    """The scores of `obs_lines` summed over heads and channels."""
+    return of_lines(evidence.shape, obs_lines(evidence, block))
+
+
+def obs_lines(evidence: Evidence, block: int) -> dict[str, Tensor]:
     """Search for Efficient LLMs (arXiv 2409.17372, eq. 2 and 3): the salience of a weight is
-    W_ij^2 / [(2 X X^T)^-1]_jj with X the input of its projection; a unit's score is the sum over its rows of
-    the input projections and its columns of the output matrix."""
+    W_ij^2 / [(2 X X^T)^-1]_jj with X the input of its projection; by projection its sum over each row of the
+    input projections (rows,) and each column of the output matrices (columns,)."""
     activity, statistics = evidence.activity[block], evidence.statistics
     grams = {
         "q_proj": activity.attention_input_gram,
@@ -23,14 +28,10 @@ def obs(evidence: Evidence, block: int) -> UnitScores:
     }
     inverse = {name: _diagonal_of_inverse(gram) for name, gram in grams.items()}
     inverse |= {"k_proj": inverse["q_proj"], "v_proj": inverse["q_proj"], "up_proj": inverse["gate_proj"]}
-    weights = projections(blocks_of(evidence.parent)[block])
-    return of_lines(
-        evidence.shape,
-        {
-            name: lines(name, 2.0 * linear.weight.detach().double().square() / inverse[name])
-            for name, linear in weights
-        },
-    )
+    return {
+        name: lines(name, 2.0 * linear.weight.detach().double().square() / inverse[name])
+        for name, linear in projections(blocks_of(evidence.parent)[block])
+    }
 
 
 def _diagonal_of_inverse(gram: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -22,14 +21,15 @@ from nas.families import blocks_of, family_of
 from nas.ranking import reorder_channels, reorder_heads
 from nas.repair.stream import Stream, attention_part, input_of, mlp_part
 from nas.shape import Shape, check_fits
-from nas.subnet import cut, kept_query_rows
+from nas.subnet import ChannelOrders, RotaryOrders, cut, inside_heads, kept_query_rows
 
 
 @dataclass(frozen=True)
 class Visit:
     """One module on the walk, still whole, before it is cut.
 
-    `block` is what its block will keep, `layer` the block of the copy that is being pruned, which steps
+    `block` is what its block will keep, `kept` the columns of the module's output matrix that the cut will
+    keep, as it stands, `layer` the block of the copy that is being pruned, which steps
     change, `source` the parent's. `normed` and `dense_normed` are the module's normed inputs in batches
     (batch, seq_len, hidden), behind the predecessors as already cut and in the parent. `run` and `dense_run`
     compute the module from such an input; an attention gets the block's `arguments` beside it.
@@ -37,6 +37,7 @@ class Visit:
 
     shape: Shape
     block: Block
+    kept: Tensor
     is_attention: bool
     layer: nn.Module
     source: nn.Module
@@ -71,13 +72,6 @@ class Visit:
         linear: nn.Linear = self.layer.self_attn.o_proj if self.is_attention else self.layer.mlp.down_proj
         return linear
 
-    @cached_property
-    def kept(self) -> Tensor:
-        """The columns of the output matrix that the cut will keep, as it stands."""
-        if self.is_attention:
-            return kept_query_rows(self.shape, self.block, self.output.weight.device)
-        return torch.arange(self.block.ffn, device=self.output.weight.device)
-
     def states(self) -> list[Tensor]:
         """Inputs of the output matrix, batch by batch, from the module as it is now."""
         return [input_of(self.output, self.run, x) for x in self.normed]
@@ -110,14 +104,17 @@ def walk(
     steps: Sequence[Step],
     *,
     untouched: frozenset[int] = frozenset(),
+    rotary: RotaryOrders | None = None,
+    channels: ChannelOrders | None = None,
     batch_size: int = 8,
     progress: Callable[[int], object] = lambda done: None,
 ) -> PreTrainedModel:
     """The subnet, as a model of its own: every kept module of the parent gets all `steps` in turn, is then
     cut to its first units, and passes the stream on. Blocks in `untouched` are cut without steps.
 
-    All statistics come from `windows` (n, seq_len) behind the already cut predecessors. The parent is left as
-    it is; `progress` is told of each finished block.
+    With `rotary` or `channels` the units that are kept are given by orders, as in `cut`, and steps must not
+    reorder. All statistics come from `windows` (n, seq_len) behind the already cut predecessors. The parent
+    is left as it is; `progress` is told of each finished block.
     """
     check_fits(architecture, shape)
     model = copy.deepcopy(parent).requires_grad_(False)
@@ -135,7 +132,8 @@ def walk(
         ) -> None:  # fmt: skip
             norm = family.attention_pre if is_attention else family.mlp_pre
             seen = Visit(
-                shape, block, is_attention, layer, source,
+                shape, block, _kept(shape, block, is_attention, rotary, channels, model.device),
+                is_attention, layer, source,
                 normed=[getattr(layer, norm)(h) for h in own],
                 dense_normed=[getattr(source, norm)(h) for h in before],
                 arguments=arguments,
@@ -145,17 +143,46 @@ def walk(
 
         if block.kv_groups:
             visit(True, own, dense.before(block.source))
-            cut_layer = _alone(model, shape, block)
+            cut_layer = _alone(model, shape, block, rotary, channels)
             own = [attention_part(cut_layer, family, h, arguments) for h in own]
         if block.ffn:
             visit(False, own, dense.middle(block.source))
-            cut_layer = _alone(model, shape, block)
+            cut_layer = _alone(model, shape, block, rotary, channels)
             own = [mlp_part(cut_layer, family, h) for h in own]
         progress(1)
-    return cut(model, shape, architecture, own=True)
+    return cut(model, shape, architecture, rotary=rotary, channels=channels, own=True)
 
 
-def _alone(model: PreTrainedModel, shape: Shape, block: Block) -> nn.Module:
+def _kept(
+    shape: Shape,
+    block: Block,
+    is_attention: bool,
+    rotary: RotaryOrders | None,
+    channels: ChannelOrders | None,
+    device: torch.device,
+) -> Tensor:
+    """The columns of an output matrix that the cut keeps."""
+    if not is_attention:
+        return (
+            torch.arange(block.ffn, device=device)
+            if channels is None
+            else channels[block.source][: block.ffn]
+        )
+    columns = kept_query_rows(shape, block, device)
+    if not block.head_width or rotary is None:
+        return columns
+    pairs = rotary[block.source][: block.kv_groups, : block.head_width // 2].to(device)
+    return columns[inside_heads(shape, pairs, block.queries_per_group)]
+
+
+def _alone(
+    model: PreTrainedModel,
+    shape: Shape,
+    block: Block,
+    rotary: RotaryOrders | None,
+    channels: ChannelOrders | None,
+) -> nn.Module:
     """One block of the model as the architecture wants it."""
     kept = block if block.kv_groups else Block(block.source, 1, 1, block.ffn)  # a model needs attention
-    return blocks_of(cut(model, shape, Architecture(shape.hidden, (kept,))))[0]
+    alone = Architecture(shape.hidden, (kept,))
+    return blocks_of(cut(model, shape, alone, rotary=rotary, channels=channels))[0]

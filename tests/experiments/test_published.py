@@ -8,7 +8,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from experiments.command_line import run
-from experiments.published import compare, estimation_fusion, output_approximation
+from experiments.published import (
+    accuracy_predictor,
+    compare,
+    efficient_search,
+    estimation_fusion,
+    output_approximation,
+)
 from experiments.published.case import RESULT
 from tests.experiments.toy_job import WORDS, everything_in, make_toy
 
@@ -36,7 +42,7 @@ def compared(toy: Path, out: Path, *more: str) -> int:
 @pytest.fixture(scope="module")
 def everything(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("compared")
-    assert compared(toy, out) == 0
+    assert compared(toy, out, "--effort", "0.02") == 0
     return out
 
 
@@ -75,7 +81,7 @@ def everything_parent(result: dict[str, object]) -> str:
 @pytest.mark.slow
 def test_the_same_command_again_measures_nothing_again(toy: Path, everything: Path) -> None:
     before = everything_in(everything)
-    assert compared(toy, everything, "--systems", "flap", "uniform") == 0
+    assert compared(toy, everything, "--systems", "flap", "uniform", "--effort", "0.02") == 0
     after = everything_in(everything)
     unchanged = {name for name in before if "/compare." not in name}
     assert all(after[name] == before[name] for name in unchanged)
@@ -110,6 +116,39 @@ def test_output_approximation_runs_in_every_form(
     result = json.loads((tmp_path / "output_approximation-0.6" / RESULT).read_text())
     assert result["kept"] <= 0.6
     assert bool(result["details"]["alike"]) == ("--similarity" in more)
+
+
+@pytest.mark.parametrize("reform", ["closed_form", "admm", "none"])
+def test_efficient_search_keeps_its_window_and_improves_on_its_start(
+    toy: Path, tmp_path: Path, reform: str
+) -> None:
+    more = ("--epochs", "2", "--population", "10", "--reform", reform, "--step", "2")
+    words = given(toy, tmp_path, *more)
+    assert run(efficient_search.Settings, efficient_search.main, words) == 0
+    result = json.loads((tmp_path / "efficient_search-0.6" / RESULT).read_text())
+    assert 0.97 * 0.6 <= result["kept"] <= 0.6
+    fitness = result["details"]["fitness"]
+    assert fitness == sorted(fitness)
+
+
+def test_the_accuracy_predictor_reports_itself_and_goes_on_where_it_stopped(
+    toy: Path, tmp_path: Path
+) -> None:
+    more = ("--tied", "8", "--free", "30", "--draws", "200", "--verified", "4", "--second-corpus")
+    words = given(toy, tmp_path, *more, str(toy / "corpus"))
+    assert run(accuracy_predictor.Settings, accuracy_predictor.main, words) == 0
+    path = tmp_path / "accuracy_predictor-0.6" / RESULT
+    first = json.loads(path.read_text())
+    assert 0.97 * 0.6 - 0.02 <= first["kept"] <= 0.6
+    predictor = first["details"]["predictor"]
+    for target in ("log_perplexity", "second_log_perplexity"):
+        assert {"r2", "kendall_tau", "precision_at_k"} == set(predictor[target])
+    store = path.with_name("pairs.journal").read_bytes()
+    path.unlink()
+    assert run(accuracy_predictor.Settings, accuracy_predictor.main, words) == 0
+    second = json.loads(path.read_text())
+    assert second["architecture"] == first["architecture"]
+    assert path.with_name("pairs.journal").read_bytes() == store  # nothing was measured twice
 
 
 @pytest.mark.parametrize(
