@@ -106,12 +106,13 @@ class Case:
 @dataclass(frozen=True)
 class Outcome:
     """What a system made of a case: a subnet of its own, its architecture, how it was made in a few
-    sentences, and what else is worth a record."""
+    sentences, what else is worth a record, and the checkpoint where the system has saved one itself."""
 
     model: PreTrainedModel
     architecture: Architecture
     method: list[str]
     details: dict[str, Any] = field(default_factory=dict)
+    saved: Path | None = None
 
 
 System = Callable[[Case, float, S], Outcome]
@@ -164,19 +165,33 @@ def produce(case: Case, name: str, keep: float, system: System[S], settings: S) 
     start = perf_counter()
     outcome = system(case, keep, settings)
     seconds = perf_counter() - start
-    nll = case.test(outcome.model)
-    main = case.text.name
-    result = {
+    result = record_of(case, name, keep, outcome, seconds, folder / "checkpoint") | {"asked": asked}
+    if outcome.saved is None:
+        save_checkpoint(
+            outcome.model, case.config, case.shape, outcome.architecture, folder / "checkpoint",
+            tokenizer=case.tokenizer, generation_config=case.parent.generation_config,
+            card=_card(case, outcome, result),
+        )  # fmt: skip
+    write_json(result, folder / RESULT)  # last: its presence says that all is there
+    return result
+
+
+def record_of(
+    case: Case, name: str, keep: float, outcome: Outcome, seconds: float, checkpoint: Path
+) -> dict[str, Any]:
+    """What is known of a system's subnet, its test scores measured here."""
+    nll, dense, main = case.test(outcome.model), case.parent_nll, case.text.name
+    return {
         "system": name,
         "keep": keep,
         "kept": case.kept(outcome.architecture),
         "parameters_kept": count([outcome.model]) / count([case.parent]),
         "perplexity": float(np.exp(nll[main])),
-        "over_parent": float(np.exp(nll[main] - case.parent_nll[main])),
+        "over_parent": float(np.exp(nll[main] - dense[main])),
         "perplexities": {corpus: float(np.exp(value)) for corpus, value in nll.items()},
-        "parent_perplexities": {corpus: float(np.exp(value)) for corpus, value in case.parent_nll.items()},
+        "parent_perplexities": {corpus: float(np.exp(value)) for corpus, value in dense.items()},
         "seconds": seconds,
-        "checkpoint": str(folder / "checkpoint"),
+        "checkpoint": str(outcome.saved or checkpoint),
         "architecture": asdict(outcome.architecture),
         "method": outcome.method,
         "details": outcome.details,
@@ -186,16 +201,8 @@ def produce(case: Case, name: str, keep: float, system: System[S], settings: S) 
             "calibration": list(case.text.calibration.shape),
             "dtype": str(case.parent.dtype),
         },
-        "asked": asked,
         "versions": versions(),
     }
-    save_checkpoint(
-        outcome.model, case.config, case.shape, outcome.architecture, folder / "checkpoint",
-        tokenizer=case.tokenizer, generation_config=case.parent.generation_config,
-        card=_card(case, outcome, result),
-    )  # fmt: skip
-    write_json(result, folder / RESULT)  # last: its presence says that all is there
-    return result
 
 
 def run_system(name: str, system: System[S], settings: S) -> None:

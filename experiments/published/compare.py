@@ -27,21 +27,28 @@ from experiments.published import (
     accuracy_predictor,
     efficient_search,
     estimation_fusion,
+    main_job,
     output_approximation,
 )
 from experiments.published.baselines import BASELINES
-from experiments.published.case import Case, Common, open_case, produce, table
+from experiments.published.case import Case, Common, Outcome, open_case, produce, table
 from experiments.stages import say
 from nas.report import write_json
 
-SYSTEMS: dict[str, tuple[type[Common], Callable[..., Any]]] = {
-    "efficient_search": (efficient_search.Settings, efficient_search.prune),
-    "accuracy_predictor": (accuracy_predictor.Settings, accuracy_predictor.prune),
-    "estimation_fusion": (estimation_fusion.Settings, estimation_fusion.prune),
-    "output_approximation": (output_approximation.Settings, output_approximation.prune),
-    **{name: (Common, baseline) for name, baseline in BASELINES.items()},
+SYSTEMS: dict[str, tuple[type[Common], Callable[..., Outcome], dict[str, Any]]] = {
+    "secateur": (Common, main_job.prune, {}),
+    "efficient_search": (efficient_search.Settings, efficient_search.prune, {}),
+    "accuracy_predictor": (accuracy_predictor.Settings, accuracy_predictor.prune, {}),
+    "output_approximation": (output_approximation.Settings, output_approximation.prune, {}),
+    "output_approximation_compensated": (
+        output_approximation.Settings,
+        output_approximation.prune,
+        {"compensate": True},
+    ),
+    "estimation_fusion": (estimation_fusion.Settings, estimation_fusion.prune, {}),
+    **{name: (Common, baseline, {}) for name, baseline in BASELINES.items()},
 }
-"""Settings and pruning function by name."""
+"""Settings, pruning function and what differs from the settings' defaults, by name."""
 
 COUNTS = {
     "efficient_search": ("epochs", "population"),
@@ -87,10 +94,10 @@ def main(settings: Settings) -> None:
 
 def one(case: Case, name: str, keep: float, settings: Settings) -> dict[str, Any]:
     """The record of one system at one fraction."""
-    kind, prune = SYSTEMS[name]
+    kind, prune, differs = SYSTEMS[name]
     own = kind(**{each.name: getattr(settings, each.name) for each in fields(Common)})
     counts = {count: max(5, round(getattr(own, count) * settings.effort)) for count in COUNTS.get(name, ())}
-    return produce(case, name, keep, prune, replace(own, **counts))
+    return produce(case, name, keep, prune, replace(own, **counts, **differs))
 
 
 def plot(results: list[dict[str, Any]], path: Path) -> None:

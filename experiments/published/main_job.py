@@ -1,0 +1,36 @@
+"""The main job as one of the systems compared: `experiments.compress` with its own defaults."""
+
+from __future__ import annotations
+
+import json
+
+from transformers import AutoModelForCausalLM
+
+from experiments import compress
+from experiments.published.case import Case, Common, Outcome
+from nas.architecture import Architecture
+
+
+def prune(case: Case, keep: float, settings: Common) -> Outcome:
+    """Run or resume the job in a folder of its own and take the checkpoint that it saved."""
+    out = settings.out / f"secateur-{keep:g}" / "job"
+    compress.main(
+        compress.Settings(
+            parent=settings.parent, corpus=settings.corpus, seq_len=settings.seq_len,
+            calibration_windows=settings.calibration_windows, pair_windows=settings.search_windows,
+            final_windows=settings.final_windows, test_windows=settings.test_windows, keep=keep,
+            random_search=False, device=settings.device, dtype=settings.dtype,
+            batch_size=settings.batch_size, seed=settings.seed, out=out, cache=settings.cache,
+        )
+    )  # fmt: skip
+    report = json.loads((out / compress.REPORT).read_text())
+    model = AutoModelForCausalLM.from_pretrained(
+        out / "checkpoint", trust_remote_code=True, dtype=case.parent.dtype
+    )
+    return Outcome(
+        model.eval().to(case.parent.device),
+        Architecture.from_json(json.dumps(report["subnet"]["architecture"])),
+        ["the main job with its defaults"],
+        {"evaluations": report["subnet"]["evaluations"], "stages": report["stages"]},
+        saved=out / "checkpoint",
+    )
