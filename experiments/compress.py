@@ -41,7 +41,7 @@ from experiments.results import (
 from experiments.stages import Stages, say
 from experiments.text import read_text
 from nas.baselines import dropped_layers, random_cuts, uniform_cuts
-from nas.building import SubnetMeter, build_pairs
+from nas.building import Measure, RecoveredMeter, SubnetMeter, build_pairs
 from nas.cost import CostModel, budget_of
 from nas.encoding import Encoding
 from nas.evaluate import evaluate, evaluate_all
@@ -55,12 +55,17 @@ from nas.pairs import Pair, Pairs, Setting
 from nas.parent import choose_device, choose_dtype, digest_of, load_parent
 from nas.prepare import FORMAT, prepare
 from nas.proposals import check_reachable
+from nas.recovery import METHODS, Recipe
+from nas.recovery.teacher import stored_teacher
 from nas.repair.stream import Stream
 from nas.report import check_report, terminal_table, write_html, write_json
 from nas.sampling import SAMPLERS, Hints
 from nas.search import SEARCHERS
 from nas.space import default_space
 from predictors import PREDICTORS
+
+RECOVERY, TOP_K = Recipe(learning_rate=METHODS["full"].learning_rate), 64
+"""How pairs are recovered where they are, and the parent's logits that they are taught from."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,12 @@ class Settings:
     )
     trials: int = option(240, "Optuna trials a round", group="search")
     finalists: int = option(3, "subnets that are repaired front to back and compared", group="search")
+    recovery_steps: int = option(
+        0,
+        "training steps towards the parent's logits that each pair's subnet gets before it is measured (the "
+        "checkpoint gets none: see experiments.recover)",
+        group="search",
+    )
     random_search: bool = option(
         True, "run random search too, a baseline that costs as many evaluations again", group="search"
     )
@@ -154,6 +165,7 @@ def main(settings: Settings) -> None:
             settings.corpus, tokenizer, shape.vocab, settings.seq_len, rng, settings.cache,
             calibration=settings.calibration_windows, pairs=settings.pair_windows,
             final=settings.final_windows, test=settings.test_windows,
+            training=settings.recovery_steps * RECOVERY.batch_size,
         )  # fmt: skip
         protocol = {
             "repair": FORMAT,
@@ -165,7 +177,10 @@ def main(settings: Settings) -> None:
             "seed": settings.seed,
             "dtype": str(dtype),
         }
-        setting = Setting({**protocol, "ranking": settings.ranking, "pair_windows": len(text.pairs)})
+        target = {"ranking": settings.ranking, "pair_windows": len(text.pairs)}
+        if settings.recovery_steps:
+            target["recovery"] = {**asdict(RECOVERY), "steps": settings.recovery_steps, "top_k": TOP_K}
+        setting = Setting({**protocol, **target})
         pairs = Pairs(str(settings.out / STORE), setting)
 
     with stages("parent"):
@@ -194,7 +209,16 @@ def main(settings: Settings) -> None:
         hints = Hints(prepared.influence, prepared.attention_error, prepared.mlp_error)
 
     with stages("pairs and search"):
-        measure = SubnetMeter(prepared.parent, shape, prepared.bank, text.pairs, settings.batch_size)
+        meter = SubnetMeter(prepared.parent, shape, prepared.bank, text.pairs, settings.batch_size)
+        measure: Measure = meter
+        if settings.recovery_steps:
+            top_k = min(TOP_K, shape.vocab)
+            teacher = stored_teacher(
+                prepared.parent, text.training, top_k, settings.cache, batch_size=settings.batch_size
+            )
+            measure = RecoveredMeter(
+                meter, text.training, settings.recovery_steps, recipe=RECOVERY, teacher=teacher
+            )
         encoding = Encoding(cost, prepared.attention_error, prepared.mlp_error)
         explored = explore(
             space,
@@ -278,7 +302,8 @@ def main(settings: Settings) -> None:
                 "device": str(device),
                 "window": f"{settings.seq_len} tokens, the first of each is not predicted",
                 "calibration": f"{len(text.calibration)} training windows",
-                "pairs": f"{len(text.pairs)} validation windows, one-pass repair",
+                "pairs": f"{len(text.pairs)} validation windows, one-pass repair"
+                + f", {settings.recovery_steps} steps of recovery" * (settings.recovery_steps > 0),
                 "validation": f"{len(text.final)} other validation windows, on which finalists were chosen",
                 "test": f"{len(text.test)} test windows; KL is KL(parent || model) on them",
             },
@@ -308,7 +333,14 @@ def check(settings: Settings) -> None:
     """Refuse numbers that cannot mean anything, before any work."""
     once = ("calibration_windows", "pair_windows", "final_windows", "batch_size", "rounds", "trials")
     smallest = dict.fromkeys((*once, "finalists"), 1)
-    smallest |= {"seq_len": 2, "pairs": 12, "first_pairs": 12, "test_windows": 0, "seed": 0}
+    smallest |= {
+        "seq_len": 2,
+        "pairs": 12,
+        "first_pairs": 12,
+        "test_windows": 0,
+        "seed": 0,
+        "recovery_steps": 0,
+    }
     for name, least in smallest.items():
         if getattr(settings, name) < least:
             flag = "--" + name.replace("_", "-")

@@ -18,8 +18,8 @@ from data.windows import draw, encode, spread, spread_apart, windows
 
 @dataclass(frozen=True)
 class Text:
-    """Windows (n, seq_len) of token ids: `calibration` of the training split, `pairs` and, none of these
-    among them, `final` of the validation split, `test` of the test split.
+    """Windows (n, seq_len) of token ids: `calibration` and `training` of the training split, `pairs` and,
+    none of these among them, `final` of the validation split, `test` of the test split.
 
     `name` and `source` (by split) say which corpus it is, `digests` which tokens the training and validation
     splits hold: sixteen hexadecimal digits each.
@@ -29,6 +29,7 @@ class Text:
     source: Mapping[str, str]
     digests: Mapping[str, str]
     calibration: Tensor
+    training: Tensor
     pairs: Tensor
     final: Tensor
     test: Tensor
@@ -46,11 +47,13 @@ def read_text(
     pairs: int,
     final: int,
     test: int,
+    training: int = 0,
 ) -> Text:
     """As many windows of each kind as asked for, fewer where a split ends; `test` 0 takes all.
 
-    Calibration windows are drawn at random, the others evenly spaced. Raises `InputError` for a corpus that
-    cannot be read or is too short for one window, and for a tokenizer that gives ids beyond `vocabulary`.
+    Calibration and training windows are drawn at random, the others evenly spaced. Raises `InputError` for a
+    corpus that cannot be read or is too short for one window, and for a tokenizer that gives ids beyond
+    `vocabulary`.
     """
     found = load_corpus(corpus)
     tokens = {name: encode(tokenizer, found.split(name), cache) for name in ("train", "validation", "test")}
@@ -62,11 +65,14 @@ def read_text(
         )
     split = {name: windows(ids, seq_len) for name, ids in tokens.items()}
     on_pairs, on_final = spread_apart(split["validation"], pairs, final)
+    calibrated = draw(split["train"], min(calibration, len(split["train"])), rng)
+    trained = draw(split["train"], min(training, len(split["train"])), rng) if training else calibrated[:0]
     return Text(
         name=found.name,
         source=found.source,
         digests={name: _digest(tokens[name]) for name in ("train", "validation")},
-        calibration=draw(split["train"], min(calibration, len(split["train"])), rng),
+        calibration=calibrated,
+        training=trained,
         pairs=on_pairs,
         final=on_final,
         test=spread(split["test"], min(test or len(split["test"]), len(split["test"]))),

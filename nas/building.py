@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from torch import Tensor
@@ -14,6 +14,9 @@ from nas.architecture import Architecture
 from nas.cost import Budget
 from nas.evaluate import Scores, evaluate
 from nas.pairs import Pair, Pairs
+from nas.recovery import Recipe
+from nas.recovery.teacher import Teacher
+from nas.recovery.training import recover
 from nas.shape import Shape, Widths, architecture_of, widths_of
 from nas.subnet import OutputMatrices, cut
 
@@ -33,8 +36,43 @@ class SubnetMeter:
 
     def __call__(self, widths: Widths) -> Scores:
         """Scores of one architecture (blocks, 3)."""
-        subnet = cut(self.parent, self.shape, architecture_of(widths, self.shape), self.bank)
+        return self.score(self.subnet(widths))
+
+    def subnet(self, widths: Widths) -> PreTrainedModel:
+        """What is measured: views of the parent and of the bank."""
+        return cut(self.parent, self.shape, architecture_of(widths, self.shape), self.bank)
+
+    def score(self, subnet: PreTrainedModel) -> Scores:
+        """Scores of a model on the windows."""
         return evaluate(subnet, self.windows, batch_size=self.batch_size)
+
+
+@dataclass(frozen=True)
+class RecoveredMeter:
+    """Measures what subnets are after some steps of recovery: cut, train a copy, evaluate it, let it go.
+
+    Every subnet sees the same windows of `training` (n, seq_len) in the same order. The ranking of subnets
+    may change with training, and what is wanted is the one that ends best.
+    """
+
+    meter: SubnetMeter
+    training: Tensor
+    steps: int
+    method: str = "full"
+    recipe: Recipe = field(default_factory=Recipe)
+    teacher: Teacher | None = None
+
+    def __call__(self, widths: Widths) -> Scores:
+        """Scores of one architecture (blocks, 3), recovered."""
+        recovered = recover(
+            self.meter.subnet(widths),
+            self.training,
+            method=self.method,
+            steps=self.steps,
+            recipe=self.recipe,
+            teacher=self.teacher,
+        )
+        return self.meter.score(recovered.model)
 
 
 def build_pairs(

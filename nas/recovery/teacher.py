@@ -1,0 +1,178 @@
+"""The parent as a teacher: its next-token distribution on training windows, computed anew or stored once.
+
+Subnets by the hundred are taught from the same windows: the top-k log-probabilities, kept on disk, spare each
+of them the parent's forward passes. Stored are, for each predicted token, the k most likely tokens (int32),
+their log-probabilities at the teacher's temperature (float16) and the logarithm of what is left to all others
+together (float32): 6 k + 4 bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from data.errors import InputError
+from nas.parent import digest_of
+from nas.recovery.losses import Reference
+
+FORMAT = 1
+"""Raised whenever distributions are stored differently, so that old files are not found."""
+
+
+class Teacher(Protocol):
+    """Distributions of the next token at a temperature; equal digests, equal distributions."""
+
+    @property
+    def temperature(self) -> float:
+        """What the logits are divided by."""
+
+    @property
+    def digest(self) -> str:
+        """Of all that the distributions depend on besides the windows."""
+
+    def __call__(self, rows: Tensor, batch: Tensor) -> Reference:
+        """The distributions behind every token but the last of each window, windows one after the other.
+
+        `batch` (n, seq_len) holds the windows of the numbers `rows` (n,); the result is on its device.
+        """
+
+
+@dataclass(frozen=True)
+class LiveTeacher:
+    """The parent itself, on the device it is on: exact, at the price of a forward pass a step."""
+
+    model: PreTrainedModel
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_temperature(self.temperature)
+
+    @property
+    def digest(self) -> str:
+        """Of the parent and the temperature."""
+        return f"{digest_of(self.model)} {self.temperature!r}"
+
+    @torch.no_grad()
+    def __call__(self, rows: Tensor, batch: Tensor) -> Reference:
+        """Over the whole vocabulary."""
+        return Reference(_log_p(self.model, batch, self.temperature).flatten(0, 1).to(batch.device))
+
+
+@dataclass(frozen=True)
+class StoredTeacher:
+    """Top-k log-probabilities on `windows` (n, seq_len), memory-mapped: `log_p` and `indices`
+    (n, seq_len - 1, k) and `log_rest` (n, seq_len - 1)."""
+
+    windows: Tensor
+    log_p: Tensor
+    indices: Tensor
+    log_rest: Tensor
+    temperature: float
+    digest: str
+
+    def __call__(self, rows: Tensor, batch: Tensor) -> Reference:
+        """Over the k tokens and the rest, scaled so that together they are 1 again after rounding.
+
+        Raises `InputError` for windows that are not the stored ones.
+        """
+        if int(rows.max()) >= len(self.windows) or not torch.equal(self.windows[rows].long(), batch.cpu()):
+            raise InputError(
+                f"the stored logits belong to {len(self.windows)} other windows; store them for these windows"
+            )
+        log_p = self.log_p[rows].to(batch.device).float().flatten(0, 1)
+        log_rest = self.log_rest[rows].to(batch.device).flatten()
+        whole = torch.cat([log_p, log_rest[:, None]], dim=-1).logsumexp(-1)
+        indices = self.indices[rows].to(batch.device).long().flatten(0, 1)
+        return Reference(log_p - whole[:, None], indices, log_rest - whole)
+
+
+@torch.no_grad()
+def stored_teacher(
+    parent: PreTrainedModel,
+    windows: Tensor,
+    top_k: int,
+    cache: Path,
+    *,
+    temperature: float = 1.0,
+    batch_size: int = 8,
+    progress: Callable[[int], object] = lambda done: None,
+) -> StoredTeacher:
+    """The parent's `top_k` most likely next tokens on `windows` (n, seq_len), from `cache` if they are there.
+
+    The file's name is the digest of parent, windows, k and temperature. `progress` is told how many windows
+    are done. Raises `InputError` for a k that the vocabulary does not have.
+    """
+    _check_temperature(temperature)
+    vocabulary = int(parent.config.vocab_size)
+    if not 1 <= top_k <= vocabulary:
+        raise InputError(f"the top {top_k} logits were asked for; give 1 to {vocabulary}, the vocabulary")
+    key = [digest_of(parent), tokens_digest(windows), top_k, temperature, FORMAT]
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+    path = cache / f"logits-{digest}.safetensors"
+    stored = _read(path)
+    if stored is None:
+        parts = []
+        for batch in windows.split(batch_size):
+            parts.append(_top(_log_p(parent, batch.to(parent.device), temperature), top_k))
+            progress(len(batch))
+        log_p, indices, log_rest = (torch.cat(column) for column in zip(*parts, strict=True))
+        _write(path, {"log_p": log_p, "indices": indices, "log_rest": log_rest, "windows": windows.int()})
+        stored = _read(path)
+        if stored is None:
+            raise InputError(f"the logits just stored as {path} cannot be read; give another cache folder")
+    return StoredTeacher(**stored, temperature=temperature, digest=digest)
+
+
+def tokens_digest(windows: Tensor) -> str:
+    """Sixteen hexadecimal digits over token ids and how they are cut into windows."""
+    seen = hashlib.sha256(str(tuple(windows.shape)).encode())
+    seen.update(windows.long().cpu().contiguous().numpy().data)
+    return seen.hexdigest()[:16]
+
+
+def _log_p(model: PreTrainedModel, batch: Tensor, temperature: float) -> Tensor:
+    """(n, seq_len - 1, vocab) in float32."""
+    logits = model(batch.to(model.device), use_cache=False).logits[:, :-1]
+    return (logits.float() / temperature).log_softmax(-1)
+
+
+def _top(log_p: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The k largest, their indices, and what is left, of log-probabilities (n, seq_len - 1, vocab)."""
+    values, indices = log_p.topk(k)
+    log_rest = log_p.scatter(-1, indices, -torch.inf).logsumexp(-1)
+    return values.half().cpu(), indices.int().cpu(), log_rest.cpu()
+
+
+def _check_temperature(temperature: float) -> None:
+    if not 0 < temperature < float("inf"):
+        raise InputError(f"the temperature of a distillation is {temperature}; give a finite one above 0")
+
+
+def _read(path: Path) -> dict[str, Tensor] | None:
+    """What is stored, memory-mapped; None if there is nothing or the file is damaged."""
+    try:
+        return load_file(path) if path.is_file() else None
+    except (SafetensorError, OSError):
+        return None
+
+
+def _write(path: Path, stored: dict[str, Tensor]) -> None:
+    """Written beside and renamed, so that a file that is there is complete."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(f".{os.getpid()}.part")
+        save_file(stored, beside)
+        beside.replace(path)
+    except OSError as error:
+        raise InputError(f"the logits cannot be stored as {path} ({error}); give another folder") from error
