@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from torch import Tensor
+from tqdm import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from data.corpus import load_corpus
@@ -30,6 +31,9 @@ from nas.evidence import Evidence
 from nas.export import needs_code, save_checkpoint
 from nas.families import count, shape_of
 from nas.parent import choose_device, choose_dtype, digest_of, load_parent
+from nas.recovery import Recipe
+from nas.recovery.teacher import LiveTeacher
+from nas.recovery.training import recover
 from nas.report import write_json
 from nas.shape import Shape
 
@@ -56,6 +60,13 @@ class Common:
     keep: tuple[float, ...] = option(
         (0.8, 0.6, 0.5), "fractions of the blocks' parameters to keep", group="budget"
     )
+    recovery: Literal["lora", "full"] = option(
+        "lora", "how the subnet is trained afterwards, where it is", group="recovery"
+    )
+    recovery_steps: int = option(
+        0, "steps of distillation from the parent after the cut; 0 for none", group="recovery"
+    )
+
     device: str = option("auto", "auto, cpu or cuda", group="run")
     dtype: str = option("auto", "auto (bfloat16 on CUDA, else float32), float32 or bfloat16", group="run")
     batch_size: int = option(8, "windows in a forward pass", group="run")
@@ -125,7 +136,8 @@ def open_case(settings: Common) -> Case:
         if not 0 < keep <= 1:
             raise InputError(f"--keep is {keep}; give fractions above 0 and at most 1")
     smallest = {"seq_len": 2, "calibration_windows": 1, "search_windows": 1, "final_windows": 1}
-    for name, least in (smallest | {"batch_size": 1, "seed": 0, "test_windows": 0}).items():
+    smallest |= {"batch_size": 1, "seed": 0, "test_windows": 0, "recovery_steps": 0}
+    for name, least in smallest.items():
         if getattr(settings, name) < least:
             flag = "--" + name.replace("_", "-")
             raise InputError(f"{flag} is {getattr(settings, name)}; give {least} or more")
@@ -141,6 +153,7 @@ def open_case(settings: Common) -> Case:
         settings.corpus, tokenizer, shape.vocab, settings.seq_len, np.random.default_rng(settings.seed),
         settings.cache, calibration=settings.calibration_windows, pairs=settings.search_windows,
         final=settings.final_windows, test=settings.test_windows,
+        training=settings.recovery_steps * settings.batch_size,
     )  # fmt: skip
     tests = {text.name: text.test}
     for name in settings.more_corpora:
@@ -164,6 +177,8 @@ def produce(case: Case, name: str, keep: float, system: System[S], settings: S) 
     say(f"{name} at {keep:g}")
     start = perf_counter()
     outcome = system(case, keep, settings)
+    if settings.recovery_steps:
+        outcome = recovered(case, outcome, settings)
     seconds = perf_counter() - start
     result = record_of(case, name, keep, outcome, seconds, folder / "checkpoint") | {"asked": asked}
     if outcome.saved is None:
@@ -174,6 +189,28 @@ def produce(case: Case, name: str, keep: float, system: System[S], settings: S) 
         )  # fmt: skip
     write_json(result, folder / RESULT)  # last: its presence says that all is there
     return result
+
+
+def recovered(case: Case, outcome: Outcome, settings: Common) -> Outcome:
+    """The same subnet after training towards the parent's logits on training text, as good as it was on the
+    way by the windows that results are chosen on."""
+    training = case.text.training
+    with tqdm(total=settings.recovery_steps, desc="recovery", unit="step", leave=False) as bar:
+        after = recover(
+            outcome.model, training, method=settings.recovery, steps=settings.recovery_steps,
+            recipe=Recipe(batch_size=settings.batch_size, seed=settings.seed),
+            teacher=LiveTeacher(case.parent), validation=case.text.final, progress=bar.update,
+        )  # fmt: skip
+    tokens = settings.recovery_steps * settings.batch_size * settings.seq_len
+    return replace(
+        outcome,
+        model=after.model,
+        method=[*outcome.method, f"recovered: {settings.recovery}, {settings.recovery_steps} steps, "
+                f"{tokens:,} tokens, distilled from the parent"],
+        details={**outcome.details, "before_recovery": {
+            name: float(np.exp(value)) for name, value in case.test(outcome.model).items()
+        }},
+    )  # fmt: skip
 
 
 def record_of(

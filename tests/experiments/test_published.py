@@ -118,6 +118,19 @@ def test_output_approximation_runs_in_every_form(
     assert bool(result["details"]["alike"]) == ("--similarity" in more)
 
 
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_what_a_system_made_can_be_trained_towards_its_parent(toy: Path, tmp_path: Path, method: str) -> None:
+    if method == "lora":
+        pytest.importorskip("peft", reason="LoRA is an extra")
+    more = ("--systems", "shortgpt", "--recovery", method, "--recovery-steps", "20")
+    assert compared(toy, tmp_path, *more) == 0
+    result = json.loads((tmp_path / "shortgpt-0.6" / RESULT).read_text())
+    (before,) = result["details"]["before_recovery"].values()
+    assert result["perplexity"] < before
+    model = AutoModelForCausalLM.from_pretrained(result["checkpoint"], trust_remote_code=True)
+    assert not any("lora" in name for name, _ in model.named_parameters())
+
+
 @pytest.mark.parametrize("reform", ["closed_form", "admm", "none"])
 def test_efficient_search_keeps_its_window_and_improves_on_its_start(
     toy: Path, tmp_path: Path, reform: str
