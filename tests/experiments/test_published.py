@@ -122,9 +122,9 @@ def test_output_approximation_runs_in_every_form(
 def test_what_a_system_made_can_be_trained_towards_its_parent(toy: Path, tmp_path: Path, method: str) -> None:
     if method == "lora":
         pytest.importorskip("peft", reason="LoRA is an extra")
-    more = ("--systems", "shortgpt", "--recovery", method, "--recovery-steps", "20")
+    more = ("--systems", "shortgpt", "--recovery", method, "--recovery-steps", "20", "--keep", "0.2")
     assert compared(toy, tmp_path, *more) == 0
-    result = json.loads((tmp_path / "shortgpt-0.6" / RESULT).read_text())
+    result = json.loads((tmp_path / "shortgpt-0.2" / RESULT).read_text())
     (before,) = result["details"]["before_recovery"].values()
     assert result["perplexity"] < before
     model = AutoModelForCausalLM.from_pretrained(result["checkpoint"], trust_remote_code=True)
