@@ -48,6 +48,8 @@ def load_corpus(name_or_path: str) -> Corpus:
     Raises InputError when the path is missing, empty or not UTF-8, a split is missing, or the Hub cannot be
     read.
     """
+    if not name_or_path:
+        raise InputError("the corpus has no name: pass 'demo', a path, or a Hub id OWNER/NAME[:CONFIG]")
     if name_or_path == "demo":
         return _demo()
     path, column = _path_and_field(name_or_path)

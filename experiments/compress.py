@@ -33,6 +33,7 @@ from experiments.results import (
     pairs_record,
     parent_record,
     predictor_record,
+    protocol_record,
     seeded,
     space_record,
     usable,
@@ -42,7 +43,7 @@ from experiments.stages import Stages, say
 from experiments.text import read_text
 from nas.baselines import dropped_layers, random_cuts, uniform_cuts
 from nas.building import Measure, RecoveredMeter, SubnetMeter, build_pairs
-from nas.cost import CostModel, budget_of
+from nas.cost import CostModel, budget_of, check_limits
 from nas.encoding import Encoding
 from nas.evaluate import evaluate, evaluate_all
 from nas.exploration import explore
@@ -52,7 +53,15 @@ from nas.finalists import Contender, repair_and_choose
 from nas.importance import CRITERIA
 from nas.latency import measure_latency
 from nas.pairs import Pair, Pairs, Setting
-from nas.parent import choose_device, choose_dtype, digest_of, load_parent
+from nas.parent import (
+    DTYPES,
+    check_seq_len,
+    choose_device,
+    choose_dtype,
+    digest_of,
+    load_parent,
+    stored_dtype,
+)
 from nas.prepare import FORMAT, prepare
 from nas.proposals import check_reachable
 from nas.recovery import METHODS, Recipe
@@ -106,8 +115,10 @@ class Settings:
         group="search",
     )
     searcher: str = option("nsga2", "Optuna's sampler over predictions", group="search", choices=SEARCHERS)
-    pairs: int = option(200, "real evaluations of the search, all rounds together", group="search")
-    first_pairs: int = option(40, "of these, before there is a predictor", group="search")
+    pairs: int = option(
+        200, "real evaluations of the search, all rounds together; 12 or more", group="search"
+    )
+    first_pairs: int = option(40, "of these, before there is a predictor; 12 or more", group="search")
     rounds: int = option(
         8, "times the predictor is fitted and its best proposals are evaluated", group="search"
     )
@@ -123,9 +134,9 @@ class Settings:
         True, "run random search too, a baseline that costs as many evaluations again", group="search"
     )
 
-    device: str = option("auto", "auto, cpu or cuda", group="run")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N", group="run")
     dtype: str = option(
-        "auto", "auto (bfloat16 on CUDA, else float32), float32, bfloat16 or float16", group="run"
+        "auto", "what is computed in; auto is bfloat16 on CUDA, else float32", group="run", choices=DTYPES
     )
     batch_size: int = option(8, "windows in a forward pass", group="run")
     seed: int = option(0, "of sampling, search and the choice of calibration windows", group="run")
@@ -153,6 +164,8 @@ def main(settings: Settings) -> None:
         make = seeded(settings.seed)
         make(settings.predictor)
         parent, tokenizer = load_parent(settings.parent, device, dtype)
+        check_seq_len(parent, settings.seq_len)
+        stored = stored_dtype(settings.parent, dtype)
         base_config, generation_config = parent.config, parent.generation_config
         shape, parent_digest = shape_of(parent), digest_of(parent)
         space = default_space(shape)
@@ -227,7 +240,7 @@ def main(settings: Settings) -> None:
             lambda: make(settings.predictor),
             measure,
             pairs,
-            SAMPLERS[settings.sampler](space, budget, min(settings.first_pairs, settings.pairs), rng, hints),
+            SAMPLERS[settings.sampler](space, budget, settings.first_pairs, rng, hints),
             reference=reference.score,
             total=settings.pairs,
             rounds=settings.rounds,
@@ -243,6 +256,7 @@ def main(settings: Settings) -> None:
             return repair_and_choose(
                 prepared, space, measured, dense, text.final,
                 finalists=settings.finalists, batch_size=settings.batch_size, name=name,
+                stored=stored,
             )  # fmt: skip
 
         contenders = {"subnet": contender("finalists", explored.pairs)}
@@ -296,17 +310,9 @@ def main(settings: Settings) -> None:
             "pruning": space_record(space, explored.space, explored.dropped),
             "pairs": pairs_record([*explored.pairs, *random_pairs], cost),
             "stages": stages.seconds,
-            "protocol": {
-                "corpus": f"{text.name}: {text.source}",
-                "dtype": str(dtype),
-                "device": str(device),
-                "window": f"{settings.seq_len} tokens, the first of each is not predicted",
-                "calibration": f"{len(text.calibration)} training windows",
-                "pairs": f"{len(text.pairs)} validation windows, one-pass repair"
-                + f", {settings.recovery_steps} steps of recovery" * (settings.recovery_steps > 0),
-                "validation": f"{len(text.final)} other validation windows, on which finalists were chosen",
-                "test": f"{len(text.test)} test windows; KL is KL(parent || model) on them",
-            },
+            "protocol": protocol_record(
+                text, settings.seq_len, dtype, stored, device, settings.recovery_steps
+            ),
             "versions": versions(),
             "seed": settings.seed,
         }
@@ -321,12 +327,16 @@ def main(settings: Settings) -> None:
             tokenizer=tokenizer,
             generation_config=generation_config,
             card=card(report, best.architecture, shape, code),
+            dtype=stored,
         )
         write_html(report, settings.out / "report.html")
         write_json(report, settings.out / REPORT)  # last: its presence says that the run is finished
 
     print(terminal_table(report))
-    say(f"\ncheckpoint {settings.out / 'checkpoint'}, report {settings.out / 'report.html'}")
+    say(
+        f"\ncheckpoint {settings.out / 'checkpoint'} in {str(stored).removeprefix('torch.')}, "
+        f"report {settings.out / 'report.html'}"
+    )
 
 
 def check(settings: Settings) -> None:
@@ -345,6 +355,13 @@ def check(settings: Settings) -> None:
         if getattr(settings, name) < least:
             flag = "--" + name.replace("_", "-")
             raise InputError(f"{flag} is {getattr(settings, name)}; give {least} or more")
+    for name in ("first_pairs", "finalists"):
+        if getattr(settings, name) > settings.pairs:
+            flag = "--" + name.replace("_", "-")
+            raise InputError(
+                f"{flag} is {getattr(settings, name)} and --pairs {settings.pairs}; give no more than these"
+            )
+    check_limits(settings.keep, settings.max_parameters, settings.max_flops, settings.max_kv_cache)
 
 
 if __name__ == "__main__":

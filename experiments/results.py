@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.dummy import DummyRegressor
 
 from data.errors import InputError
+from experiments.text import Text
 from nas.architecture import Architecture
 from nas.building import table
 from nas.card import model_card
@@ -56,16 +58,19 @@ def claim(out: Path, settings: Any) -> None:
                 return
             other = {name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)}
             if other:
-                name = sorted(other)[0]
+                before, now = (
+                    ", ".join(_as_typed(name, each.get(name)) for name in sorted(other))
+                    for each in (theirs, mine)
+                )
                 raise InputError(
-                    f"{out} belongs to a run with {name} {theirs.get(name)!r}, not {mine.get(name)!r}; "
-                    "give another --out, or the settings it was made with"
+                    f"{out} belongs to a run with {before}, and this one has {now}; give another --out, or "
+                    "the settings it was made with"
                 )
         write_json(mine, path)
     except (OSError, ValueError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"the output folder {out} cannot be used ({error}); give another --out") from error
+        raise InputError(f"the output folder {out} {_trouble(out, error)}; give another --out") from error
 
 
 def usable(cache: Path) -> None:
@@ -74,8 +79,22 @@ def usable(cache: Path) -> None:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"the cache folder {cache} cannot be used ({error}); give another --cache"
+            f"the cache folder {cache} {_trouble(cache, error)}; give another --cache"
         ) from error
+
+
+def _as_typed(name: str, value: Any) -> str:
+    """A setting as a person gives it: `--keep 0.5`, `--max-flops none`, `--no-random-search`."""
+    words = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{words}" if value else f"--no-{words}"
+    return f"--{words} {'none' if value is None else value}"
+
+
+def _trouble(folder: Path, error: Exception) -> str:
+    if folder.exists() and not folder.is_dir():
+        return "is a file"
+    return f"cannot be used ({getattr(error, 'strerror', None) or error})"
 
 
 def finished(out: Path) -> bool:
@@ -184,6 +203,30 @@ def parent_record(name: str, digest: str, cost: CostModel) -> dict[str, Any]:
         "parameters": whole["parameters"],
         "block_parameters": whole["block_parameters"],
         **{width: getattr(shape, width) for width in widths},
+    }
+
+
+def protocol_record(
+    text: Text,
+    seq_len: int,
+    dtype: torch.dtype,
+    stored: torch.dtype,
+    device: torch.device,
+    recovery_steps: int,
+) -> dict[str, str]:
+    """How every number of a report was measured, in words."""
+    computed, saved = (str(each).removeprefix("torch.") for each in (dtype, stored))
+    return {
+        "corpus": text.name,
+        **{f"corpus, {split}": where for split, where in text.source.items()},
+        "dtype": f"computed in {computed}, subnets with their weights as saved, in {saved}",
+        "device": str(device),
+        "window": f"{seq_len} tokens, the first of each is not predicted",
+        "calibration": f"{len(text.calibration)} training windows",
+        "pairs": f"{len(text.pairs)} validation windows, one-pass repair"
+        + f", {recovery_steps} steps of recovery" * (recovery_steps > 0),
+        "validation": f"{len(text.final)} other validation windows, on which finalists were chosen",
+        "test": f"{len(text.test)} test windows; KL is KL(parent || model) on them",
     }
 
 

@@ -16,6 +16,8 @@ Counts = NDArray[np.int64]
 """One number per architecture, (...,)."""
 
 COSTS = ("block_parameters", "parameters", "flops", "kv_cache_bytes")
+FLAGS = dict(zip(COSTS, ("--keep", "--max-parameters", "--max-flops", "--max-kv-cache"), strict=True))
+"""The option of the command line that limits each cost."""
 
 
 def block_parameters(shape: Shape, widths: Widths, heads: HeadWidths | None = None) -> Counts:
@@ -110,13 +112,10 @@ class Budget:
     limits: Mapping[str, int]
 
     def __post_init__(self) -> None:
-        if not self.limits:
-            raise InputError("a budget needs at least one limit; give --keep or one of the --max options")
-        for name, limit in self.limits.items():
+        for name in self.limits:
             if name not in COSTS:
                 raise InputError(f"unknown cost {name!r} in the budget; known are {', '.join(COSTS)}")
-            if limit <= 0:
-                raise InputError(f"the budget of {limit} {name} leaves no model; give a positive limit")
+        _check_positive(self.limits)
 
     def load(
         self, widths: Widths, hidden: Counts | None = None, heads: HeadWidths | None = None
@@ -140,9 +139,29 @@ def budget_of(
     max_kv_cache: int | None = None,
 ) -> Budget:
     """The budget of these limits, `keep` as a fraction of the parent's block parameters; None is no limit."""
+    check_limits(keep, max_parameters, max_flops, max_kv_cache)
     limits = {"parameters": max_parameters, "flops": max_flops, "kv_cache_bytes": max_kv_cache}
     if keep is not None:
-        if not 0 < keep <= 1:
-            raise InputError(f"--keep is {keep}; give a fraction above 0 and at most 1")
         limits["block_parameters"] = int(keep * cost(cost.shape.parent)["block_parameters"])
     return Budget(cost, {name: limit for name, limit in limits.items() if limit is not None})
+
+
+def check_limits(
+    keep: float | None = None,
+    max_parameters: int | None = None,
+    max_flops: int | None = None,
+    max_kv_cache: int | None = None,
+) -> None:
+    """Raise `InputError` for limits that no parent could meet, or none at all."""
+    if keep is not None and not 0 < keep <= 1:
+        raise InputError(f"--keep is {keep}; give a fraction above 0 and at most 1")
+    limits = dict(zip(COSTS, (keep, max_parameters, max_flops, max_kv_cache), strict=True))
+    _check_positive({name: limit for name, limit in limits.items() if limit is not None})
+
+
+def _check_positive(limits: Mapping[str, float]) -> None:
+    if not limits:
+        raise InputError("a budget needs at least one limit; give --keep or one of the --max options")
+    for name, limit in limits.items():
+        if limit <= 0:
+            raise InputError(f"{FLAGS[name]} of {limit} leaves no model; give a positive limit")

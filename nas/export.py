@@ -24,7 +24,6 @@ import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -71,17 +70,21 @@ def save_checkpoint(
     tokenizer: PreTrainedTokenizerBase | None = None,
     generation_config: GenerationConfig | None = None,
     card: str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Path:
     """Write the subnet, its configuration, `architecture.json` and the card (README.md) into `folder`.
 
     The folder appears whole or not at all; an earlier checkpoint of this project there is replaced, anything
-    else raises `InputError`. `generation_config` is by default the one that the subnet carries.
+    else raises `InputError`. `generation_config` is by default the one that the subnet carries,
+    `dtype` that of its weights.
     """
     check_fits(architecture, shape)
     folder = Path(folder).absolute()
     _check_replaceable(folder)
     with _quiet(), _whole_or_not_at_all(folder) as partial:
         model, code = _as_saved(subnet, parent_config, shape, architecture)
+        if dtype is not None:
+            model.to(dtype)
         model.save_pretrained(partial)
         if code is not None:
             (partial / CODE).write_text(code, encoding="utf-8")
@@ -309,15 +312,11 @@ def _tidy(folder: Path, partial: Path, former: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' progress bars, and its warning that a save reads widths which vary by block."""
+    """Without transformers' progress bars."""
     shown = logging.is_progress_bar_enabled()
-    reader = getLogger("transformers.integrations.heterogeneity")
-    level = reader.level
     logging.disable_progress_bar()
-    reader.setLevel(ERROR)
     try:
         yield
     finally:
-        reader.setLevel(level)
         if shown:
             logging.enable_progress_bar()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -55,6 +56,7 @@ def repair_and_choose(
     finalists: int,
     batch_size: int,
     name: str,
+    stored: torch.dtype | None = None,
     quiet: bool = False,
 ) -> Contender:
     """Repair the `finalists` against `dense`, the permuted parent's stream on the calibration windows, and
@@ -63,6 +65,7 @@ def repair_and_choose(
     Finalists are the best pairs that differ from each other in a quarter of all knobs, as many as there are:
     among the best, one-pass scores tell little, and such as are much alike end much alike.
 
+    Weights are rounded to `stored`, the dtype that checkpoints are saved in, before anything is measured.
     Only the best model so far is kept in memory. Raises `ValueError` where there are no pairs.
     """
     if not pairs:
@@ -76,9 +79,20 @@ def repair_and_choose(
         [ranked[number] for number in top], desc=f"repair, {name}", unit="subnet", disable=quiet, leave=False
     ):
         model = repair_front_to_back(prepared.parent, space.shape, pair.architecture, prepared.bank, dense)
+        if stored is not None:
+            round_weights(model, stored)
         finalist = Finalist(pair, evaluate(model, validation, batch_size=batch_size))
         tried.append(finalist)
         if best is None or finalist.validation.score > best[1].validation.score:
             best = model, finalist
     assert best is not None
     return Contender(*best, tuple(tried), len(pairs))
+
+
+def round_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Leave the model's weights with the values that `dtype` can hold, in the dtype that they have; what is
+    shared with another model stays as it is there."""
+    for weight in model.parameters():
+        rounded = weight.data.to(dtype).to(weight.dtype)
+        if not torch.equal(rounded, weight.data):
+            weight.data = rounded

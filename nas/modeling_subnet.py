@@ -132,6 +132,15 @@ class SubnetConfig(FamilyConfig):
     # Set here, and so never written to config.json: without it the family's own classes refuse to be built.
     allow_global_per_layer_attribute_access = True
 
+    def validate(self) -> None:
+        """The family's checks of the global widths, for once without a warning that these vary by block."""
+        varying = self.__dict__.pop("_heterogeneity_spec", None)
+        try:
+            super().validate()
+        finally:
+            if varying is not None:
+                self._heterogeneity_spec = varying
+
 
 class SubnetForCausalLM(FamilyForCausalLM):
     """The family's model with every block built from its own entry in `per_layer_config`."""

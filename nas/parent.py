@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 import torch
@@ -20,6 +21,9 @@ from nas.families import family_of
 
 DEMO = Path(__file__).resolve().parents[1] / "data" / "demo"
 """The embedded parent, called `demo` on the command line."""
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+"""Names of what is computed in."""
+HUB_MODEL = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
 
 
 def choose_device(name: str) -> torch.device:
@@ -27,7 +31,7 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
     except RuntimeError as error:
-        raise InputError(f"device {name!r} is not known; give auto, cpu or cuda") from error
+        raise InputError(f"device {name!r} is not known; give auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError("no CUDA device is available here; give --device cpu")
     return device
@@ -35,12 +39,38 @@ def choose_device(name: str) -> torch.device:
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """`auto` is bfloat16 on CUDA and float32 on the CPU."""
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if name not in known:
-        raise InputError(f"dtype {name!r} is not known; give auto, {', '.join(known)}")
-    return known[name]
+    if name not in DTYPES:
+        raise InputError(f"dtype {name!r} is not known; give {', '.join(DTYPES)}")
+    return getattr(torch, name)
+
+
+def place_of(name: str) -> str:
+    """Where transformers finds the model that a person calls `name`: a Hub id, a local folder or `demo`.
+
+    Raises `InputError` where that is neither a folder nor the form of a Hub id, or the folder of a run.
+    """
+    if name == "demo":
+        return str(DEMO)
+    folder = Path(name)
+    if name and folder.is_dir():
+        inner = folder / "checkpoint"
+        if not (folder / "config.json").exists() and (inner / "config.json").exists():
+            raise InputError(f"{name} holds a run and no model itself; did you mean {inner}?")
+        return name
+    if not HUB_MODEL.fullmatch(name):
+        raise InputError(
+            f"there is no model folder {name or 'of an empty name'}; give a local folder, a Hub id "
+            "ORGANISATION/NAME or demo"
+        )
+    return name
+
+
+def reason_of(error: Exception) -> str:
+    """The first sentence of what a library says is wrong, without its full stop."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].split(". ")[0].rstrip(".:")
 
 
 def load_parent(
@@ -52,11 +82,7 @@ def load_parent(
     with a parent is never run.
     """
     logging.disable_progress_bar()
-    location = str(DEMO) if name == "demo" else name
-    if ("/" not in name or Path(name).is_absolute() or name.startswith(".")) and not Path(location).is_dir():
-        raise InputError(
-            f"there is no model folder {name}; give a local folder, a Hub id ORGANISATION/NAME or demo"
-        )
+    location = place_of(name)
     try:
         config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False)
         family_of(config)
@@ -67,9 +93,9 @@ def load_parent(
     except InputError:
         raise
     except Exception as error:  # whatever a broken folder or a missing network makes the library raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise InputError(
-            f"the parent {name} cannot be loaded ({reason}); check the id, or give the folder of a checkpoint"
+            f"the parent {name} cannot be loaded ({reason_of(error)}); check the id, or give the folder of a "
+            "checkpoint"
         ) from error
     missing = sorted(loading["missing_keys"])
     if missing:
@@ -78,6 +104,23 @@ def load_parent(
     if broken:
         raise InputError(f"{len(broken)} weights of {name} hold NaN or infinity, {broken[0]} among them")
     return model.to(device).eval().requires_grad_(False), tokenizer
+
+
+def check_seq_len(parent: PreTrainedModel, seq_len: int) -> None:
+    """Raise `InputError` for windows longer than the positions that the parent was made for."""
+    longest = getattr(parent.config, "max_position_embeddings", None)
+    if longest is not None and seq_len > longest:
+        raise InputError(
+            f"--seq-len is {seq_len}, and the parent was made for {longest} positions; give less"
+        )
+
+
+def stored_dtype(name: str, computed: torch.dtype) -> torch.dtype:
+    """The dtype that subnets of the parent `name` are saved in: the parent's own where that is narrower than
+    the one `computed` in, so that no checkpoint is wider than its parent's."""
+    config = AutoConfig.from_pretrained(place_of(name), trust_remote_code=False)
+    own = config.dtype
+    return own if isinstance(own, torch.dtype) and own.itemsize < computed.itemsize else computed
 
 
 def digest_of(model: PreTrainedModel) -> str:

@@ -9,20 +9,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import InputError
-from nas.cost import Budget
+from nas.cost import FLAGS, Budget
 from nas.space import SearchSpace
 
 Indices = NDArray[np.int64]
 
 
 def check_reachable(space: SearchSpace, budget: Budget) -> None:
-    """Raise `InputError` if not even the smallest usable architecture of the space fits the budget."""
-    load = float(budget.load(space.widths(smallest(space)))[0])
-    if load > 1.0:
-        raise InputError(
-            f"the smallest architecture of the space costs {load:.2f} times the budget; "
-            f"relax it by at least {np.ceil(100 * (load - 1) - 1e-9):.0f} %"
-        )
+    """Raise `InputError` if not even the smallest usable architecture of the space fits the budget, with the
+    least that can be asked for of each cost whose limit is too small."""
+    least = budget.cost.of_widths(space.widths(smallest(space)), budget.limits)
+    whole = budget.cost(space.shape.parent)
+    sentences = []
+    for name, limit in budget.limits.items():
+        need = int(least[name][0])
+        if need <= limit:
+            continue
+        asked, enough = limit, need
+        if name == "block_parameters":  # asked for as a fraction, rounded up so that it suffices
+            asked, enough = (np.ceil(1e4 * size / whole[name]) / 1e4 for size in (limit, need))
+        sentences.append(f"{FLAGS[name]} {asked:.16g} is too small: give {enough:.16g} or more")
+    if sentences:
+        raise InputError("; ".join(sentences))
 
 
 def smallest(space: SearchSpace) -> Indices:

@@ -30,7 +30,7 @@ from nas.evaluate import evaluate
 from nas.evidence import Evidence
 from nas.export import needs_code, save_checkpoint
 from nas.families import count, shape_of
-from nas.parent import choose_device, choose_dtype, digest_of, load_parent
+from nas.parent import check_seq_len, choose_device, choose_dtype, digest_of, load_parent
 from nas.recovery import Recipe
 from nas.recovery.teacher import LiveTeacher
 from nas.recovery.training import recover
@@ -148,6 +148,7 @@ def open_case(settings: Common) -> Case:
         raise InputError(f"{error}; give another --out or --cache") from error
     device = choose_device(settings.device)
     parent, tokenizer = load_parent(settings.parent, device, choose_dtype(settings.dtype, device))
+    check_seq_len(parent, settings.seq_len)
     shape = shape_of(parent)
     text = read_text(
         settings.corpus, tokenizer, shape.vocab, settings.seq_len, np.random.default_rng(settings.seed),

@@ -59,7 +59,9 @@ def knows_one_word_as_nan(model: PreTrainedModel) -> None:
 
 # What is wrong -> the options that say it, from the toy and an empty folder; and words of the one sentence.
 BAD: dict[str, tuple[Callable[[Path, Path], dict[str, object]], str]] = {
-    "unknown parent": (lambda toy, at: {"parent": "nowhere"}, "no model folder nowhere"),
+    "unknown parent": (lambda toy, at: {"parent": "nowhere"}, "the parent nowhere cannot be loaded"),
+    "a parent without a name": (lambda toy, at: {"parent": ""}, "there is no model folder"),
+    "a corpus without a name": (lambda toy, at: {"corpus": ""}, "the corpus has no name"),
     "a parent that is not there": (lambda toy, at: {"parent": at / "gone"}, "no model folder"),
     "a folder without a model": (lambda toy, at: {"parent": toy / "corpus"}, "cannot be loaded"),
     "unknown family": (lambda toy, at: {"parent": other_family(at / "gpt2")}, "'gpt2' is not supported"),
@@ -81,21 +83,37 @@ BAD: dict[str, tuple[Callable[[Path, Path], dict[str, object]], str]] = {
     ),
     "missing corpus": (lambda toy, at: {"corpus": at / "gone.txt"}, "no file or folder"),
     "empty corpus": (lambda toy, at: {"corpus": text(at / "empty.txt", 0)}, "empty"),
+    "windows longer than the parent": (
+        lambda toy, at: {"seq_len": 65},
+        "--seq-len is 65, and the parent was made for 64 positions",
+    ),
     "too short": (lambda toy, at: {"corpus": text(at / "short.txt", 20)}, "fewer than one window of 24"),
     "keep nothing": (lambda toy, at: {"keep": 0}, "--keep is 0"),
     "keep more than all": (lambda toy, at: {"keep": 1.5}, "--keep is 1.5"),
     "keep no number": (lambda toy, at: {"keep": "half"}, "--keep: 'half' is not a number"),
-    "keep next to nothing": (lambda toy, at: {"keep": 0.01}, "times the budget; relax it by"),
+    "keep next to nothing": (lambda toy, at: {"keep": 0.01}, "--keep 0.01 is too small: give 0."),
+    "two limits too small": (
+        lambda toy, at: {"max_parameters": 100, "max_kv_cache": 1},
+        "--max-parameters 100 is too small: give ",
+    ),
     "no budget": (lambda toy, at: {"keep": "none"}, "needs at least one limit"),
     "negative budget": (lambda toy, at: {"max_flops": -5}, "leaves no model"),
     "too few pairs": (lambda toy, at: {"pairs": 2}, "--pairs is 2; give 12 or more"),
+    "more first pairs than pairs": (
+        lambda toy, at: {"first_pairs": 17},
+        "--first-pairs is 17 and --pairs 16",
+    ),
+    "more finalists than pairs": (lambda toy, at: {"finalists": 17}, "--finalists is 17 and --pairs 16"),
     "unknown predictor": (lambda toy, at: {"predictor": "oracle"}, "oracle"),
     "a predictor that is not there": (lambda toy, at: {"predictor": "no.such:Thing"}, "no.such"),
     "unknown sampler": (lambda toy, at: {"sampler": "psychic"}, "--sampler: 'psychic' is not one of"),
     "unknown ranking": (lambda toy, at: {"ranking": "psychic"}, "--ranking: 'psychic' is not one of"),
     "unknown device": (lambda toy, at: {"device": "abacus"}, "abacus"),
     "unknown dtype": (lambda toy, at: {"dtype": "int1"}, "int1"),
-    "a file in the way of out": (lambda toy, at: {"out": text(at / "file", 1)}, "cannot be used"),
+    "a file in the way of out": (
+        lambda toy, at: {"out": text(at / "file", 1)},
+        "is a file; give another --out",
+    ),
     "a file in the way of the cache": (lambda toy, at: {"cache": text(at / "file", 1)}, "the cache folder"),
 }
 
@@ -133,8 +151,8 @@ def test_a_folder_of_another_setting_is_refused_and_left_alone(
     before = everything_in(finished)
     capsys.readouterr()
     assert job(toy, finished, **option) == 2
-    name = next(iter(option))
-    assert_one_sentence(capsys.readouterr().err, f"belongs to a run with {name} ")
+    flag = "--" + next(iter(option))
+    assert_one_sentence(capsys.readouterr().err, f"belongs to a run with {flag} ")
     assert everything_in(finished) == before
 
 

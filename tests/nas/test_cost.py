@@ -111,7 +111,7 @@ def test_a_budget_is_the_tightest_of_its_limits() -> None:
     for limits, words in (
         ({}, "at least one limit"),
         ({"latency": 3}, "unknown cost 'latency'"),
-        ({"flops": 0}, "budget of 0 flops leaves no model"),
+        ({"flops": 0}, "--max-flops of 0 leaves no model"),
     ):
         with pytest.raises(InputError, match=words):
             Budget(model, limits)
