@@ -31,8 +31,6 @@ from nas.architecture import Architecture, Block
 from nas.card import model_card
 from nas.export import needs_code, save_checkpoint
 from nas.families import shape_of
-from nas.repair.steps import mean_bias
-from nas.repair.walk import walk
 from nas.residual import measure_stream, rotate_stream
 from nas.subnet import cut
 from tests.nas.tiny_models import (
@@ -131,19 +129,6 @@ def test_a_rotated_stream_is_saved_like_any_other(tmp_path: Path) -> None:
         model = load(save_checkpoint(subnet, rotated.config, shape, architecture, tmp_path / kind))
         assert torch.equal(model(tokens()).logits, subnet(tokens()).logits)
         assert model.num_parameters() == subnet.num_parameters()
-
-
-@pytest.mark.parametrize("name", ["llama", "llama-biased", "qwen2", "qwen3", "mistral"])
-@pytest.mark.parametrize("kind", ["uniform", "all at once"])
-def test_output_matrices_that_were_given_a_bias_keep_it(name: str, kind: str, tmp_path: Path) -> None:
-    parent, shape = permuted_parent(name)
-    architecture = architecture_of_cut(kind, shape)
-    subnet = walk(parent, shape, architecture, tokens(batch=4), [mean_bias])
-    save_checkpoint(subnet, parent.config, shape, architecture, tmp_path / "subnet")
-    loaded = load(tmp_path / "subnet")
-    assert torch.equal(loaded(tokens()).logits, subnet(tokens()).logits)
-    plain = cut(parent, shape, architecture)(tokens()).logits
-    assert not torch.equal(loaded(tokens()).logits, plain)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3_text"])

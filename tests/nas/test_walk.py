@@ -1,10 +1,15 @@
 """The walk cuts what a plain cut cuts, and each published step does to a module what its paper says."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, dynamic_module_utils
 
 from nas.architecture import Architecture
+from nas.export import save_checkpoint
 from nas.families import blocks_of, family_of, shape_of
 from nas.importance.elimination import elimination
 from nas.importance.output_energy import output_energy
@@ -187,3 +192,20 @@ def test_untouched_blocks_are_cut_without_steps() -> None:
     architecture = architecture_of_cut("narrow", shape)
     walked = walk(parent, shape, architecture, WINDOWS, [compensate()], untouched=frozenset({0, 1, 2}))
     assert torch.equal(logits(walked), logits(cut(parent, shape, architecture)))
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-biased", "qwen2", "qwen3", "mistral"])
+@pytest.mark.parametrize("what", ["uniform", "all at once"])
+def test_output_matrices_that_were_given_a_bias_keep_it_on_disk(
+    name: str, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Code that checkpoints carry is run from a cache in the home folder: here from another.
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    parent, shape = permuted_parent(name)
+    architecture = architecture_of_cut(what, shape)
+    subnet = walk(parent, shape, architecture, WINDOWS, [mean_bias])
+    save_checkpoint(subnet, parent.config, shape, architecture, tmp_path / "subnet")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "subnet", trust_remote_code=True)
+    assert torch.equal(logits(loaded), logits(subnet))
+    assert not torch.equal(logits(loaded), logits(cut(parent, shape, architecture)))
