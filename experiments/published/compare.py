@@ -23,7 +23,12 @@ from matplotlib import pyplot
 
 from data.errors import InputError
 from experiments.command_line import option, run
-from experiments.published import accuracy_predictor, estimation_fusion, output_approximation
+from experiments.published import (
+    accuracy_predictor,
+    estimation_fusion,
+    output_approximation,
+    supernet,
+)
 from experiments.published.baselines import BASELINES
 from experiments.published.case import Case, Common, open_case, produce, table
 from experiments.stages import say
@@ -33,6 +38,7 @@ SYSTEMS: dict[str, tuple[type[Common], Callable[..., Any]]] = {
     "accuracy_predictor": (accuracy_predictor.Settings, accuracy_predictor.prune),
     "estimation_fusion": (estimation_fusion.Settings, estimation_fusion.prune),
     "output_approximation": (output_approximation.Settings, output_approximation.prune),
+    "supernet": (supernet.Settings, supernet.prune),
     **{name: (Common, baseline) for name, baseline in BASELINES.items()},
 }
 """Settings and pruning function by name."""
