@@ -7,8 +7,6 @@ in modules of their own, which no cut knows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -32,56 +30,75 @@ class Adapted(nn.Linear):
         return super().forward(input) + self.scale * functional.linear(low, self.up)
 
 
+class AdaptedEmbedding(nn.Embedding):
+    """Embeddings with their adapter: `down` is A (rank, hidden), `up` B (vocab, rank)."""
+
+    down: Tensor
+    up: Tensor
+    scale: float
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The rows of W + scale · B A."""
+        return super().forward(input) + self.scale * functional.embedding(input, self.up) @ self.down
+
+
 def adapt(
     model: PreTrainedModel,
     rank: int,
     alpha: float,
     dropout: float = 0.0,
     *,
-    head: bool = False,
+    ends: bool = False,
     generator: torch.Generator | None = None,
 ) -> list[nn.Parameter]:
-    """Give every projection of every block, changed in place, an adapter, and with `head` the head too.
+    """Give every projection of every block, changed in place, an adapter; with `ends` embeddings and head
+    too, which have one together where they are tied.
 
-    Returns the adapters' parameters, the only ones of the model that ask for gradients afterwards; the
-    model computes what it did before. Raises `InputError` for a rank below 1 and for a tied head.
+    Returns the adapters' parameters in float32, the only ones of the model that ask for gradients afterwards;
+    the model computes what it did before. Raises `InputError` for a rank below 1.
     """
     if rank < 1:
         raise InputError(f"the adapters' rank is {rank}; give 1 or more")
-    if head and model.lm_head.weight is model.model.embed_tokens.weight:
-        raise InputError(
-            "the head is the embedding matrix, which no adapter can leave; train without its own"
-        )
     model.requires_grad_(False)
     parameters: list[nn.Parameter] = []
-    for parent, name in [*_projections(model), *([(model, "lm_head")] if head else [])]:
-        linear = getattr(parent, name)
-        linear.__class__ = Adapted
-        start = torch.empty(rank, linear.in_features)
+
+    def give(module: nn.Module, kind: type[nn.Module], within: int, out: int) -> None:
+        module.__class__ = kind
         # As torch and peft draw a projection: uniform with variance 1 / (3 in).
-        nn.init.uniform_(start, -(linear.in_features**-0.5), linear.in_features**-0.5, generator=generator)
-        like = {"device": linear.weight.device, "dtype": torch.float32}
-        linear.down = nn.Parameter(start.to(**like))
-        linear.up = nn.Parameter(torch.zeros(linear.out_features, rank, **like))
-        linear.scale, linear.dropout = alpha / rank, dropout
-        parameters += [linear.down, linear.up]
+        start = torch.empty(rank, within)
+        nn.init.uniform_(start, -(within**-0.5), within**-0.5, generator=generator)
+        module.down = nn.Parameter(start.to(module.weight.device))
+        module.up = nn.Parameter(torch.zeros(out, rank, device=module.weight.device))
+        module.scale, module.dropout = alpha / rank, dropout
+        parameters.extend((module.down, module.up))
+
+    for block in blocks_of(model):
+        for part, names in PROJECTIONS.items():
+            for name in names:
+                linear = getattr(getattr(block, part), name)
+                give(linear, Adapted, linear.in_features, linear.out_features)
+    if ends:
+        embedding, head = model.model.embed_tokens, model.lm_head
+        tied = head.weight is embedding.weight
+        give(embedding, AdaptedEmbedding, embedding.embedding_dim, embedding.num_embeddings)
+        if tied:
+            head.__class__ = Adapted
+            head.down, head.up, head.scale, head.dropout = embedding.down, embedding.up, alpha / rank, 0.0
+        else:
+            give(head, Adapted, head.in_features, head.out_features)
     return parameters
 
 
 @torch.no_grad()
 def merge(model: PreTrainedModel) -> PreTrainedModel:
-    """The model, changed in place, with its adapters added to its weights: plain projections again."""
+    """The model, changed in place, with its adapters added to its weights: plain modules again."""
+    done: set[int] = set()
     for module in model.modules():
-        if isinstance(module, Adapted):
-            module.weight += module.scale * (module.up @ module.down).to(module.weight.dtype)
-            del module.down, module.up, module.scale, module.dropout
-            module.__class__ = nn.Linear
+        if isinstance(module, Adapted | AdaptedEmbedding):
+            if id(module.weight) not in done:  # a tied weight has one adapter
+                module.weight += module.scale * (module.up @ module.down).to(module.weight.dtype)
+                done.add(id(module.weight))
+            module.__class__ = nn.Linear if isinstance(module, Adapted) else nn.Embedding
+            for name in ("down", "up", "scale", "dropout"):
+                delattr(module, name)
     return model
-
-
-def _projections(model: PreTrainedModel) -> Iterator[tuple[nn.Module, str]]:
-    """Each block's projections, by the module that holds them and their name."""
-    for block in blocks_of(model):
-        for part, names in PROJECTIONS.items():
-            for name in names:
-                yield getattr(block, part), name

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from data.errors import InputError
-from nas.adapters import Adapted
+from nas.adapters import Adapted, AdaptedEmbedding
 from nas.architecture import Architecture, Block
 from nas.families import FAMILIES, Family, blocks_of, family_of
 from nas.modeling_subnet import NoAttention, NoMlp, cache_slots, narrow
@@ -255,6 +255,8 @@ def _cut_ends(subnet: PreTrainedModel, hidden: int) -> None:
     new = _shell(embedding)
     new.embedding_dim = hidden
     _hold(new, "weight", embedding.weight[:, :hidden])
+    if isinstance(embedding, AdaptedEmbedding):
+        _hold(new, "down", embedding.down[:, :hidden])
     subnet.model.embed_tokens = new
     subnet.model.norm = _cut_norm(subnet.model.norm, hidden)
     subnet.lm_head = _sliced(head, slice(None), slice(hidden))

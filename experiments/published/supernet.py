@@ -87,7 +87,7 @@ class Settings(Common):
     rank: int = option(0, "rank of adapters that are trained alone; 0 trains all weights", group="training")
     alpha: float = option(16.0, "scale of the adapters, over their rank", group="training")
     dropout: float = option(0.05, "of what goes into adapters", group="training")
-    adapt_head: bool = option(False, "an adapter for a head of its own, too", group="training")
+    adapt_ends: bool = option(False, "adapters for embeddings and head, too", group="training")
     searcher: Literal["nsga2", "grid"] = option(
         "nsga2", "search with NSGA-II, or measure the grid alone", group="search"
     )
@@ -309,7 +309,7 @@ def _recipe(settings: Settings) -> Recipe:
     return Recipe(
         settings.strategy, Sandwich(settings.sampled, settings.smallest), settings.train_batch,
         settings.learning_rate, rank=settings.rank, alpha=settings.alpha, dropout=settings.dropout,
-        head=settings.adapt_head, seed=settings.seed,
+        ends=settings.adapt_ends, seed=settings.seed,
     )  # fmt: skip
 
 
@@ -327,7 +327,7 @@ def _fields(case: Case, settings: Settings) -> dict[str, Any]:
     names = (
         "seq_len", "seed", "criterion", "hidden_order", "fixed_hidden", "floor", "grid", "bins", "draws",
         "grid_windows", "steps", "strategy", "sampled", "smallest", "train_batch", "learning_rate", "rank",
-        "alpha", "dropout", "adapt_head",
+        "alpha", "dropout", "adapt_ends",
     )  # fmt: skip
     return {
         "format": FORMAT, "parent": case.digest, "tokens": dict(case.text.digests),

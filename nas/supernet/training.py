@@ -33,7 +33,7 @@ class Recipe:
     A step takes `batch_size` windows through the passes of its `strategy`. The rate rises linearly to
     `learning_rate` over the fraction `warmup` of the steps and falls to 0 as a cosine; None is 3e-4, and 1e-3
     with adapters. `rank` 0 trains all weights; above it, adapters of this rank alone are trained, with
-    `alpha` and `dropout`, and merged at the end; `head` gives an untied head an adapter too. There is no
+    `alpha` and `dropout`, and merged at the end; `ends` gives embeddings and head one, too. There is no
     weight decay: it would shrink what no sampled sub-network used.
     """
 
@@ -46,7 +46,7 @@ class Recipe:
     rank: int = 0
     alpha: float = 16.0
     dropout: float = 0.05
-    head: bool = False
+    ends: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -107,7 +107,7 @@ def train(
     generator = torch.Generator().manual_seed(recipe.seed)
     if recipe.rank:
         trained = adapt(
-            work, recipe.rank, recipe.alpha, recipe.dropout, head=recipe.head, generator=generator
+            work, recipe.rank, recipe.alpha, recipe.dropout, ends=recipe.ends, generator=generator
         )
     else:
         trained = list(work.requires_grad_(True).parameters())

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from data.errors import InputError
-from nas.adapters import Adapted, adapt, merge
+from nas.adapters import Adapted, AdaptedEmbedding, adapt, merge
 from nas.architecture import Architecture
 from nas.evidence import Evidence
 from nas.families import blocks_of, count, shape_of
@@ -39,7 +39,7 @@ def with_adapters(parent: PreTrainedModel) -> PreTrainedModel:
     """The parent with random adapters that are not at their start, where they do nothing."""
     adapted = copy.deepcopy(parent)
     draw = torch.Generator().manual_seed(1)
-    for parameter in adapt(adapted, rank=3, alpha=6.0, generator=draw):
+    for parameter in adapt(adapted, rank=3, alpha=6.0, ends=True, generator=draw):
         parameter.data = 0.3 * torch.randn(parameter.shape, generator=draw)
     return adapted
 
@@ -81,27 +81,26 @@ def test_a_slice_with_adapters_is_the_sub_network_of_the_merged_one(name: str, k
     assert not torch.allclose(bare, taken(tokens()).logits, atol=1e-2)
 
 
-def test_new_adapters_do_nothing_and_merged_ones_leave_no_trace() -> None:
-    parent = tiny_parent("llama")
+@pytest.mark.parametrize("tied", [False, True])
+def test_new_adapters_do_nothing_and_merged_ones_leave_no_trace(tied: bool) -> None:
+    parent = tiny_parent("llama", tie_word_embeddings=tied)
     before = weights(parent)
     adapted = copy.deepcopy(parent)
-    parameters = adapt(adapted, rank=2, alpha=4.0, head=True, generator=torch.Generator().manual_seed(0))
-    assert len(parameters) == 2 * (7 * 3 + 1)
+    parameters = adapt(adapted, rank=2, alpha=4.0, ends=True, generator=torch.Generator().manual_seed(0))
+    assert len(parameters) == 2 * (7 * 3 + (1 if tied else 2))
     assert {p for p in adapted.parameters() if p.requires_grad} == set(parameters)
     with torch.no_grad():
         assert torch.equal(adapted(tokens()).logits, parent(tokens()).logits)
     merged = merge(adapted)
-    assert not any(isinstance(module, Adapted) for module in merged.modules())
+    assert not any(isinstance(module, Adapted | AdaptedEmbedding) for module in merged.modules())
     assert merged.state_dict().keys() == before.keys()
     for name, weight in merged.state_dict().items():
         assert torch.equal(weight, before[name]), name
 
 
-def test_adapters_that_cannot_be_are_refused() -> None:
+def test_adapters_of_no_rank_are_refused() -> None:
     with pytest.raises(InputError, match="rank is 0"):
         adapt(tiny_parent("llama"), rank=0, alpha=1.0)
-    with pytest.raises(InputError, match="the head is the embedding"):
-        adapt(tiny_parent("llama", tie_word_embeddings=True), rank=1, alpha=1.0, head=True)
 
 
 @some_parents
