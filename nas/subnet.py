@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from data.errors import InputError
+from nas.adapters import Adapted, AdaptedEmbedding
 from nas.architecture import Architecture, Block
 from nas.families import FAMILIES, Family, blocks_of, family_of
 from nas.modeling_subnet import NoAttention, NoMlp, cache_slots, narrow
@@ -51,6 +52,7 @@ def cut(
     rotary: RotaryOrders | None = None,
     channels: ChannelOrders | None = None,
     own: bool = False,
+    gradients: bool = False,
 ) -> PreTrainedModel:
     """The subnet of a permuted parent.
 
@@ -58,9 +60,24 @@ def cut(
     copied, except query rows where fewer than all queries of a group are kept, the gains of norms where fewer
     hidden channels are, and projections of heads that are kept in part: those keep the first pairs of the
     `rotary` orders. With `channels` the parent need not be permuted: MLPs are copies of their first ones.
-    `own=True` copies everything, so that the subnet can be trained or outlive the parent. The parent is not
+    `own=True` copies everything, so that the subnet can be trained or outlive the parent. `gradients=True`
+    keeps the way back: what the subnet's loss says of its weights becomes gradients of the parent's, which
+    asks for them; such weights are no parameters of the subnet, and cannot be owned. The parent is not
     changed. Raises `InputError` if the architecture does not fit, `ValueError` for a `bank` with `channels`.
     """
+    with torch.set_grad_enabled(gradients):
+        subnet = _cut(parent, shape, architecture, bank, rotary, channels)
+    return copy.deepcopy(subnet) if own else subnet
+
+
+def _cut(
+    parent: PreTrainedModel,
+    shape: Shape,
+    architecture: Architecture,
+    bank: OutputMatrices | None,
+    rotary: RotaryOrders | None,
+    channels: ChannelOrders | None,
+) -> PreTrainedModel:
     check_fits(architecture, shape)
     if bank is not None and channels is not None:
         raise ValueError("a bank holds the repairs of prefixes, not of the channels that orders put first")
@@ -87,7 +104,7 @@ def cut(
         _cut_block(layers[block.source], family, config, shape, hidden, block, slot, bank, rotary, channels)
         for block, slot in zip(architecture.blocks, slots, strict=True)
     )
-    return copy.deepcopy(subnet) if own else subnet
+    return subnet
 
 
 def depth_settings(config: PreTrainedConfig, architecture: Architecture) -> dict[str, Any]:
@@ -153,27 +170,25 @@ def _cut_attention(
     new.layer_idx = slot
     new.num_key_value_groups = block.queries_per_group
     kv = block.kv_groups * shape.head_dim
-    new.k_proj = _rows(attention.k_proj, kv, hidden)
-    new.v_proj = _rows(attention.v_proj, kv, hidden)
+    new.k_proj = _sliced(attention.k_proj, slice(kv), slice(hidden))
+    new.v_proj = _sliced(attention.v_proj, slice(kv), slice(hidden))
+    inner = block.heads * shape.head_dim
     if block.queries_per_group == shape.queries_per_group:
-        new.q_proj = _rows(attention.q_proj, block.heads * shape.head_dim, hidden)
-    elif bank is not None:
-        weight, bias = bank.queries(block.source, block.queries_per_group)
-        rows = block.heads * shape.head_dim
-        new.q_proj = _linear(attention.q_proj, weight[:rows, :hidden], None if bias is None else bias[:rows])
+        kept: slice | Tensor = slice(inner)
     else:
         kept = kept_query_rows(shape, block, attention.q_proj.weight.device)
-        bias = attention.q_proj.bias
+    if bank is not None and isinstance(kept, Tensor):
+        weight, bias = bank.queries(block.source, block.queries_per_group)
         new.q_proj = _linear(
-            attention.q_proj, attention.q_proj.weight[kept, :hidden], None if bias is None else bias[kept]
+            attention.q_proj, weight[:inner, :hidden], None if bias is None else bias[:inner]
         )
+    else:
+        new.q_proj = _sliced(attention.q_proj, kept, slice(hidden))
     if bank is not None:
         out = bank.attention(block.source, block.kv_groups, block.queries_per_group)
-    elif block.queries_per_group == shape.queries_per_group:
-        out = attention.o_proj.weight[:, : block.heads * shape.head_dim]
+        new.o_proj = _output(attention.o_proj, out, hidden)
     else:
-        out = attention.o_proj.weight[:, kept_query_rows(shape, block, attention.o_proj.weight.device)]
-    new.o_proj = _output(attention.o_proj, out, hidden)
+        new.o_proj = _sliced(attention.o_proj, slice(hidden), kept)
     return new
 
 
@@ -183,11 +198,8 @@ def _cut_heads(attention: nn.Module, shape: Shape, block: Block, order: Tensor) 
     kept = inside_heads(shape, pairs, block.queries_per_group)
     kept_kv = inside_heads(shape, pairs, 1)
     for name, rows in (("q_proj", kept), ("k_proj", kept_kv), ("v_proj", kept_kv)):
-        linear = getattr(attention, name)
-        bias = None if linear.bias is None else linear.bias[rows]
-        setattr(attention, name, _linear(linear, linear.weight[rows], bias))
-    out = attention.o_proj
-    attention.o_proj = _linear(out, out.weight[:, kept], out.bias)
+        setattr(attention, name, _sliced(getattr(attention, name), rows, slice(None)))
+    attention.o_proj = _sliced(attention.o_proj, slice(None), kept)
     return narrow(attention, pairs.contiguous())
 
 
@@ -231,10 +243,12 @@ def _check_narrow_heads(family: Family, shape: Shape, rotary: RotaryOrders | Non
 
 def _cut_mlp(mlp: nn.Module, hidden: int, block: Block, bank: OutputMatrices | None) -> nn.Module:
     new = _shell(mlp)
-    new.gate_proj = _rows(mlp.gate_proj, block.ffn, hidden)
-    new.up_proj = _rows(mlp.up_proj, block.ffn, hidden)
-    out = mlp.down_proj.weight[:, : block.ffn] if bank is None else bank.mlp(block.source, block.ffn)
-    new.down_proj = _output(mlp.down_proj, out, hidden)
+    new.gate_proj = _sliced(mlp.gate_proj, slice(block.ffn), slice(hidden))
+    new.up_proj = _sliced(mlp.up_proj, slice(block.ffn), slice(hidden))
+    if bank is None:
+        new.down_proj = _sliced(mlp.down_proj, slice(hidden), slice(block.ffn))
+    else:
+        new.down_proj = _output(mlp.down_proj, bank.mlp(block.source, block.ffn), hidden)
     return new
 
 
@@ -246,10 +260,13 @@ def kept_query_rows(shape: Shape, block: Block, device: torch.device) -> Tensor:
     return grid[: block.kv_groups, : block.queries_per_group].flatten()
 
 
-def _rows(linear: nn.Linear, rows: int, hidden: int) -> nn.Linear:
-    """A projection from the residual stream: its first rows, of the first hidden channels."""
-    bias = None if linear.bias is None else linear.bias[:rows]
-    return _linear(linear, linear.weight[:rows, :hidden], bias)
+def _sliced(linear: nn.Linear, rows: slice | Tensor, columns: slice | Tensor) -> nn.Linear:
+    """A projection of these rows and columns, with those of its adapter; a view where both are slices."""
+    new = _linear(linear, linear.weight[rows][:, columns], None if linear.bias is None else linear.bias[rows])
+    if isinstance(linear, Adapted):
+        _hold(new, "down", linear.down[:, columns])
+        _hold(new, "up", linear.up[rows])
+    return new
 
 
 def _output(linear: nn.Linear, weight: Tensor, hidden: int) -> nn.Linear:
@@ -263,13 +280,14 @@ def _cut_ends(subnet: PreTrainedModel, hidden: int) -> None:
     embedding, head = subnet.model.embed_tokens, subnet.lm_head
     new = _shell(embedding)
     new.embedding_dim = hidden
-    new.weight = nn.Parameter(embedding.weight[:, :hidden], requires_grad=False)
+    _hold(new, "weight", embedding.weight[:, :hidden])
+    if isinstance(embedding, AdaptedEmbedding):
+        _hold(new, "down", embedding.down[:, :hidden])
     subnet.model.embed_tokens = new
     subnet.model.norm = _cut_norm(subnet.model.norm, hidden)
-    tied = head.weight is embedding.weight
-    subnet.lm_head = _linear(head, head.weight[:, :hidden], head.bias)
-    if tied:
-        subnet.lm_head.weight = new.weight
+    subnet.lm_head = _sliced(head, slice(None), slice(hidden))
+    if head.weight is embedding.weight:
+        _hold(subnet.lm_head, "weight", new.weight)
 
 
 def _cut_norm(norm: nn.Module, hidden: int) -> nn.Module:
@@ -281,7 +299,7 @@ def _cut_norm(norm: nn.Module, hidden: int) -> nn.Module:
     """
     new = _shell(norm)
     scale = math.sqrt(norm.weight.shape[0] / hidden)
-    new.weight = nn.Parameter(norm.weight[:hidden] * scale, requires_grad=False)
+    _hold(new, "weight", norm.weight[:hidden] * scale)
     return new
 
 
@@ -289,9 +307,20 @@ def _linear(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Linear
     """A projection like `linear` that uses these tensors as they are, without copying them."""
     new = _shell(linear)
     new.out_features, new.in_features = weight.shape
-    new.weight = nn.Parameter(weight, requires_grad=False)
-    new.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
+    _hold(new, "weight", weight)
+    _hold(new, "bias", bias)
     return new
+
+
+def _hold(module: nn.Module, name: str, tensor: Tensor | None) -> None:
+    """Give a module this tensor: as its parameter, or as it is where gradients go back through it."""
+    module._parameters.pop(name, None)
+    if tensor is not None and tensor.requires_grad:
+        setattr(module, name, tensor)
+        return
+    if tensor is not None and not isinstance(tensor, nn.Parameter):  # one that is tied stays the same
+        tensor = nn.Parameter(tensor, requires_grad=False)
+    module.register_parameter(name, tensor)
 
 
 def _shell(module: Module) -> Module:

@@ -117,13 +117,16 @@ class Case:
 @dataclass(frozen=True)
 class Outcome:
     """What a system made of a case: a subnet of its own, its architecture, how it was made in a few
-    sentences, what else is worth a record, and the checkpoint where the system has saved one itself."""
+    sentences, what else is worth a record, and the checkpoint where the system has saved one itself. `basis`
+    is the configuration and the shape of what it was cut out of, where that is no longer the parent's: a
+    rotation unties the head."""
 
     model: PreTrainedModel
     architecture: Architecture
     method: list[str]
     details: dict[str, Any] = field(default_factory=dict)
     saved: Path | None = None
+    basis: tuple[PreTrainedConfig, Shape] | None = None
 
 
 System = Callable[[Case, float, S], Outcome]
@@ -184,7 +187,7 @@ def produce(case: Case, name: str, keep: float, system: System[S], settings: S) 
     result = record_of(case, name, keep, outcome, seconds, folder / "checkpoint") | {"asked": asked}
     if outcome.saved is None:
         save_checkpoint(
-            outcome.model, case.config, case.shape, outcome.architecture, folder / "checkpoint",
+            outcome.model, *_basis(case, outcome), outcome.architecture, folder / "checkpoint",
             tokenizer=case.tokenizer, generation_config=case.parent.generation_config,
             card=_card(case, outcome, result),
         )  # fmt: skip
@@ -289,7 +292,9 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _card(case: Case, outcome: Outcome, result: Mapping[str, Any]) -> str:
-    own, whole = case.cost(outcome.architecture), case.cost(case.shape.parent)
+    config, shape = _basis(case, outcome)
+    own = replace(case.cost, shape=shape)(outcome.architecture)
+    whole = case.cost(case.shape.parent)
     return model_card(
         outcome.architecture,
         case.shape,
@@ -304,8 +309,12 @@ def _card(case: Case, outcome: Outcome, result: Mapping[str, Any]) -> str:
             for corpus, value in result["perplexities"].items()
         },
         costs={name: (own[name], whole[name]) for name in own},
-        code=needs_code(outcome.model, case.config, case.shape, outcome.architecture),
+        code=needs_code(outcome.model, config, shape, outcome.architecture),
     )
+
+
+def _basis(case: Case, outcome: Outcome) -> tuple[PreTrainedConfig, Shape]:
+    return outcome.basis or (case.config, case.shape)
 
 
 def _module() -> str:

@@ -29,6 +29,7 @@ from experiments.published import (
     estimation_fusion,
     main_job,
     output_approximation,
+    supernet,
 )
 from experiments.published.baselines import BASELINES
 from experiments.published.case import Case, Common, Outcome, open_case, produce, table
@@ -46,6 +47,7 @@ SYSTEMS: dict[str, tuple[type[Common], Callable[..., Outcome], dict[str, Any]]] 
         {"compensate": True},
     ),
     "estimation_fusion": (estimation_fusion.Settings, estimation_fusion.prune, {}),
+    "supernet": (supernet.Settings, supernet.prune, {}),
     **{name: (Common, baseline, {}) for name, baseline in BASELINES.items()},
 }
 """Settings, pruning function and what differs from the settings' defaults, by name."""

@@ -1,0 +1,49 @@
+"""Order a parent once, so that the prefixes of it are its best sub-networks.
+
+arXiv 2410.06479 orders by mean activation, as Minitron (arXiv 2407.14679) does. Its scripts sum the scores of
+heads and channels over all layers and put every layer into one common order, although channel i of one layer
+has nothing to do with channel i of another; here every block has an order of its own. Only the hidden width,
+which all blocks share, has one order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from nas.evidence import Evidence
+from nas.importance import Criterion
+from nas.ranking import permute, rank
+from nas.residual import measure_stream, permute_stream, rotate_stream
+
+STREAMS: dict[str, Callable[[PreTrainedModel, Tensor, int], PreTrainedModel]] = {
+    "activation": lambda parent, windows, size: permute_stream(
+        parent, measure_stream(parent, windows, batch_size=size).order
+    ),
+    "rotation": lambda parent, windows, size: rotate_stream(
+        parent, measure_stream(parent, windows, batch_size=size).basis
+    ),
+    "none": lambda parent, windows, size: parent,
+}
+"""What is done to the hidden channels, by name; a rotation unties a tied head (see `nas.residual`)."""
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """A parent whose units are in order of importance, and its blocks, most influential first."""
+
+    model: PreTrainedModel
+    blocks: tuple[int, ...]
+
+
+def order(evidence: Evidence, criterion: Criterion, stream: str) -> Ordered:
+    """A copy of the evidence's parent in order: KV groups, queries and FFN channels of every block by the
+    criterion, hidden channels as `STREAMS` names it, blocks by their influence (ShortGPT, arXiv 2403.03853:
+    1 - the mean cosine between what enters and what leaves a block). Its logits are the parent's."""
+    influence = evidence.statistics.influence
+    blocks = sorted(range(len(influence)), key=lambda block: -influence[block])
+    streamed = STREAMS[stream](evidence.parent, evidence.windows, evidence.batch_size)
+    return Ordered(permute(streamed, evidence.shape, rank(evidence, criterion)), tuple(blocks))
