@@ -132,10 +132,11 @@ def main(settings: Settings) -> None:
         "parent_score": score(parent),
         "scores": {},
     }  # fmt: skip
+    found = {architecture_of(row, shape).digest: row.tolist() for row in widths}
+    record["widths"] = found  # KV groups, queries per group and FFN channels, block by block
     counts = (0, *settings.steps)
     with stages("subnets"), tqdm(total=len(widths) * sum(settings.steps), unit="step", leave=False) as bar:
-        for row in widths:
-            digest = architecture_of(row, shape).digest
+        for row, digest in zip(widths, found, strict=True):
             known = record["scores"].setdefault(digest, {})
             for steps in counts:
                 if str(steps) not in known:

@@ -184,6 +184,7 @@ def test_ranking_flips_compares_the_orders_and_trains_nothing_twice(
     shown = capsys.readouterr().out
     record = json.loads((tmp_path / ranking_flips.RESULT).read_text())
     assert len(record["scores"]) == 6
+    assert record["scores"].keys() == record["widths"].keys()
     none, few, more = record["comparison"]
     assert [row["steps"] for row in record["comparison"]] == [0, 2, 5]
     assert none["tau"] == pytest.approx(1)
