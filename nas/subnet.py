@@ -315,10 +315,12 @@ def _linear(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Linear
 def _hold(module: nn.Module, name: str, tensor: Tensor | None) -> None:
     """Give a module this tensor: as its parameter, or as it is where gradients go back through it."""
     module._parameters.pop(name, None)
-    if tensor is not None and tensor.requires_grad:
+    # Asked, because slices of a whole tensor ask for gradients even where none are recorded.
+    if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
         setattr(module, name, tensor)
         return
-    if tensor is not None and not isinstance(tensor, nn.Parameter):  # one that is tied stays the same
+    kept = isinstance(tensor, nn.Parameter) and not tensor.requires_grad  # one that is tied stays the same
+    if tensor is not None and not kept:
         tensor = nn.Parameter(tensor, requires_grad=False)
     module.register_parameter(name, tensor)
 
