@@ -315,8 +315,8 @@ def _linear(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Linear
 def _hold(module: nn.Module, name: str, tensor: Tensor | None) -> None:
     """Give a module this tensor: as its parameter, or as it is where gradients go back through it."""
     module._parameters.pop(name, None)
-    # Asked, because slices of a whole tensor ask for gradients even where none are recorded.
-    if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
+    # Both are asked, for a view taken without gradients says of itself what its base does.
+    if tensor is not None and torch.is_grad_enabled() and tensor.requires_grad:
         setattr(module, name, tensor)
         return
     kept = isinstance(tensor, nn.Parameter) and not tensor.requires_grad  # one that is tied stays the same
