@@ -5,7 +5,7 @@ blocks and with free ones are cut by first-order Taylor importance and really ev
 texts and, with `--tasks`, accuracy. One boosted regressor a target learns from 7 of 10 pairs; its permutation
 importances on the others reshape the ranges (rates of modules that matter are bounded, those of modules that
 do not may rise); of 10,000 architectures drawn from these the predicted best are really evaluated, and the
-best of them is taken. `--recover` trains it afterwards.
+best of them is taken. `--recovery-steps` trains it afterwards.
 
     python -m experiments.published.accuracy_predictor --parent FOLDER --corpus FOLDER --second-corpus FOLDER
 """
@@ -27,8 +27,8 @@ from tqdm import tqdm
 
 from data.errors import InputError
 from experiments.command_line import option, run
-from experiments.published.case import Case, Common, Outcome, run_system
-from experiments.published.estimation_fusion import protected
+from experiments.published.case import Case, Outcome, run_system
+from experiments.published.protection import Protected, protected
 from experiments.published.targets import Targets, make_targets
 from experiments.results import seeded
 from nas.cost import Budget
@@ -49,7 +49,7 @@ STEPS = 5
 
 
 @dataclass(frozen=True)
-class Settings(Common):
+class Settings(Protected):
     """The paper's numbers; `--tied 80 --free 25 --draws 2000` is a fifth of them."""
 
     second_corpus: str = option(
@@ -64,13 +64,8 @@ class Settings(Common):
     tie: int = option(4, "blocks that share a rate in tied pairs", group="system")
     draws: int = option(10_000, "architectures predicted in the reshaped space", group="system")
     verified: int = option(18, "of these that are really evaluated", group="system")
+    protect: float = option(0.09, "as elsewhere; the paper prunes blocks 3 to 29 of 32", group="system")
     predictor: str = option("xgboost", f"one of {', '.join(PREDICTORS)}, or an import path", group="system")
-    protect: float = option(
-        0.09,
-        "share of blocks left alone at the front, half as many at the end, at least one each "
-        "(the paper prunes blocks 3 to 29 of 32); 0 for none",
-        group="system",
-    )
 
 
 def prune(case: Case, keep: float, settings: Settings) -> Outcome:

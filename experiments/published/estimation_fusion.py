@@ -21,12 +21,13 @@ from tqdm import tqdm
 
 from data.errors import InputError
 from experiments.command_line import option, run
-from experiments.published.case import Case, Common, Outcome, run_system
+from experiments.published.case import Case, Outcome, run_system
+from experiments.published.protection import Protected, protected
 from nas.architecture import Architecture
 from nas.evaluate import evaluate
 from nas.importance import CRITERIA, UnitScores
 from nas.importance.fusion import WEIGHTS, blend
-from nas.oneshot import ends, same_share
+from nas.oneshot import same_share
 from nas.pairs import quiet_optuna
 from nas.ranking import permute, ranking_of
 from nas.shape import architecture_of
@@ -37,7 +38,7 @@ Weights = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Settings(Common):
+class Settings(Protected):
     """The paper's: LLM-Pruner's structures and protected ends, scaled to the parent's depth."""
 
     mode: Literal["fixed", "reliability", "attention", "searched"] = option(
@@ -45,12 +46,6 @@ class Settings(Common):
     )
     weight: float = option(0.5, "weight of the coarse score with --mode fixed, 0 to 1", group="system")
     trials: int = option(100, "evaluations with --mode searched", group="system")
-    protect: float = option(
-        0.125,
-        "share of blocks left alone at the front, half as many at the end, at least one each "
-        "(the paper prunes blocks 4 to 29 of 32); 0 for none",
-        group="system",
-    )
 
 
 def prune(case: Case, keep: float, settings: Settings) -> Outcome:
@@ -78,12 +73,6 @@ def prune(case: Case, keep: float, settings: Settings) -> Outcome:
         [f"coarse and fine Taylor scores fused, {settings.mode}", f"blocks {spared} protected", "no repair"],
         {"weights": weights},
     )
-
-
-def protected(case: Case, share: float) -> tuple[int, ...]:
-    """The blocks at both ends that are left alone."""
-    first = max(1, round(share * case.shape.blocks)) if share else 0
-    return ends(case.shape, first, max(1, first // 2) if share else 0)
 
 
 def search(

@@ -22,8 +22,8 @@ from transformers import GenerationMixin
 
 from data.errors import InputError
 from experiments.command_line import option, run
-from experiments.published.case import Case, Common, Outcome, run_system
-from experiments.published.estimation_fusion import protected
+from experiments.published.case import Case, Outcome, run_system
+from experiments.published.protection import Protected, protected
 from nas.importance.output_energy import output_energy
 from nas.importance.second_moment import product_form
 from nas.oneshot import same_share
@@ -34,7 +34,7 @@ from nas.similarity import group_divergence, head_divergence, redundant
 
 
 @dataclass(frozen=True)
-class Settings(Common):
+class Settings(Protected):
     """The paper's, with the protected ends scaled to the parent's depth."""
 
     moment: Literal["product", "exact"] = option(
@@ -52,12 +52,6 @@ class Settings(Common):
         group="system",
     )  # fmt: skip
     criterion_windows: int = option(16, "windows that heads are compared on", group="system")
-    protect: float = option(
-        0.125,
-        "share of blocks left alone at the front, half as many at the end, at least one each "
-        "(the paper prunes blocks 4 to 29 of 32); 0 for none",
-        group="system",
-    )
 
 
 def prune(case: Case, keep: float, settings: Settings) -> Outcome:
