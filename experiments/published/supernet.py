@@ -68,7 +68,10 @@ class Settings(Common):
         "activation", "order of heads and FFN channels in a block", group="order", choices=CRITERIA
     )
     hidden_order: str = option(
-        "activation", "order of hidden channels; rotation unties a tied head", group="order", choices=STREAMS
+        "activation",
+        "order of hidden channels; rotation unties a tied head, none keeps all",
+        group="order",
+        choices=STREAMS,
     )
     fixed_hidden: bool = option(False, "keep all hidden channels", group="space")
     floor: float = option(0.5, "smallest share of each width and of the depth", group="space")
@@ -141,7 +144,7 @@ def prune(case: Case, keep: float, settings: Settings) -> Outcome:
         cut(whole.model, whole.shape, best, own=True),
         best,
         [
-            f"a super-network ordered by {settings.criterion}, hidden channels by {settings.hidden_order}, "
+            f"a super-network ordered by {settings.criterion}, hidden channels by {_stream(settings)}, "
             "blocks by influence",
             f"trained for {settings.steps} steps of {settings.train_batch} windows, {settings.strategy} on "
             f"{len(whole.grid.architectures)} sub-networks of a {settings.grid} grid, "
@@ -178,7 +181,7 @@ def super_network(case: Case, settings: Settings) -> SuperNetwork:
         grid = Grid(tuple(map(Architecture.from_json, record["grid"])), tuple(record["unreached"]))
         return SuperNetwork(model, shape, _cost(case, shape), space, grid, folder, record)
     start = perf_counter()
-    ordered = order(case.evidence, CRITERIA[settings.criterion], settings.hidden_order)
+    ordered = order(case.evidence, CRITERIA[settings.criterion], _stream(settings))
     shape = shape_of(ordered.model)
     cost, space = _cost(case, shape), _space(shape, ordered.blocks, settings)
     ordering_seconds, start = perf_counter() - start, perf_counter()
@@ -243,7 +246,7 @@ def _measured(
         if settings.searcher == "grid":
             return [measure(each) for each in within]
         found = search_front(
-            whole.space, excess, measure, starts=[*_single(whole.space, load), *within],
+            whole.space, excess, measure, starts=[*_tight(whole.space, load), *within],
             measurements=settings.measurements, seed=settings.seed,
         )  # fmt: skip
     if not found:
@@ -253,13 +256,17 @@ def _measured(
     return found
 
 
-def _single(space: UniformSpace, load: Callable[[Architecture], float]) -> list[Architecture]:
-    """The largest within the budget along the diagonal and along each knob alone: where a search starts."""
-    longest = max(map(len, space.knobs.values()))
-    lines = [[space.at(part) for part in np.linspace(1, 0, longest)]]
-    full = {name: choices[-1] for name, choices in space.knobs.items()}
+def _tight(space: UniformSpace, load: Callable[[Architecture], float]) -> list[Architecture]:
+    """Where a search starts: the largest within the budget of all knobs together, of each knob alone, and of
+    heads and FFN channels together at each depth."""
+    parts = np.linspace(1, 0, max(map(len, space.knobs.values())))
+    full = space.choice_of(space.largest)
+    lines = [[space.at(part) for part in parts]]
     for name, choices in space.knobs.items():
         lines.append([space.build({**full, name: value}) for value in reversed(choices)])
+    for depth in reversed(space.knobs["depth"]):
+        less = [space.choice_of(space.at(part)) for part in parts]
+        lines.append([space.build({**each, "hidden": full["hidden"], "depth": depth}) for each in less])
     fitting = [[each for each in line if load(each) <= 1] for line in lines]
     return [line[0] for line in fitting if line]
 
@@ -314,8 +321,13 @@ def _recipe(settings: Settings) -> Recipe:
 
 
 def _space(shape: Shape, blocks: list[int] | tuple[int, ...], settings: Settings) -> UniformSpace:
-    fixed = settings.fixed_hidden or settings.hidden_order == "none"
+    fixed = _stream(settings) == "none"
     return uniform_space(shape, tuple(blocks), floor=settings.floor, fixed_hidden=fixed)
+
+
+def _stream(settings: Settings) -> str:
+    """How hidden channels are ordered: not at all where all of them stay."""
+    return "none" if settings.fixed_hidden else settings.hidden_order
 
 
 def _cost(case: Case, shape: Shape) -> CostModel:
