@@ -13,9 +13,9 @@ from nas.shape import Shape, Widths
 
 
 def same_share(budget: Budget, protected: Collection[int] = ()) -> Widths:
-    """Widths (blocks, 3) with the same share of KV groups and of FFN channels kept in every block but the
-    `protected` ones, which stay whole: the largest share whose group count, rounded to the nearest, fits the
-    budget, then as many channels as fit beside it. No module is left without a unit.
+    """Widths (blocks, 3) with about the same share of KV groups and of FFN channels kept in every block but
+    the `protected` ones, which stay whole: of all numbers of groups, each with as many channels as fit beside
+    it, the one whose two shares are nearest. No module is left without a unit.
 
     Raises `InputError` if the budget cannot be met so.
     """
@@ -27,23 +27,19 @@ def same_share(budget: Budget, protected: Collection[int] = ()) -> Widths:
         rows[free, 0], rows[free, 2] = groups, channels
         return rows
 
-    fitting = [
-        (groups, channels)
-        for channels in range(1, shape.ffn + 1)
-        if budget.allows(
-            widths(groups := max(1, round(channels / shape.ffn * shape.kv_groups)), channels)[None]
-        )[0]
-    ]
-    if not free or not fitting:
+    fitting = []
+    for groups in range(1, shape.kv_groups + 1):
+        rows = np.stack([widths(groups, channels) for channels in range(1, shape.ffn + 1)])
+        channels = int(budget.allows(rows).sum())  # costs rise with every channel
+        if channels and free:
+            fitting.append((abs(groups / shape.kv_groups - channels / shape.ffn), groups, channels))
+    if not fitting:
         load = float(budget.load(widths(1, 1)[None])[0])
         raise InputError(
             f"with {len(set(protected))} blocks protected the smallest even cut costs {load:.2f} times the "
             "budget; relax the budget or protect fewer blocks"
         )
-    groups = fitting[-1][0]
-    channels = max(
-        count for count in range(1, shape.ffn + 1) if budget.allows(widths(groups, count)[None])[0]
-    )
+    _, groups, channels = min(fitting)
     return widths(groups, channels)
 
 
