@@ -9,6 +9,14 @@ from data.files import BLANK_LINE, FORMS, cut, join, read_passages
 from data.hub import HUB_ID, read_hub
 from data.stdlib import SPLITS, stdlib_documents
 
+ALL = "all"
+"""In place of a split: the whole corpus."""
+TEXTS = (
+    f"a Hub id[:config], a file ({', '.join(FORMS)}, the first 90 % of it train, 5 % validation, the "
+    "last 5 % test), a folder with train, valid and test in its file names, or demo; #FIELD behind it names "
+    "the field of jsonl, parquet and Hub rows [text]"
+)
+"""What a person may name a corpus by."""
 _WORDS = {
     "train": ("train", "training"),
     "validation": ("valid", "validation", "val", "dev"),
@@ -48,14 +56,12 @@ def load_corpus(name_or_path: str) -> Corpus:
     Raises InputError when the path is missing, empty or not UTF-8, a split is missing, or the Hub cannot be
     read.
     """
-    if not name_or_path:
-        raise InputError("the corpus has no name: pass 'demo', a path, or a Hub id OWNER/NAME[:CONFIG]")
     if name_or_path == "demo":
         return _demo()
     path, column = _path_and_field(name_or_path)
-    if path.is_dir():
+    if name_or_path and path.is_dir():
         return _from_folder(name_or_path, path, column)
-    if path.exists():
+    if name_or_path and path.exists():
         return _from_file(name_or_path, path, column)
     if HUB_ID.fullmatch(path.as_posix()) and path.suffix.lower() not in FORMS:
         passages, source = read_hub(path.as_posix(), column)
@@ -64,6 +70,27 @@ def load_corpus(name_or_path: str) -> Corpus:
         f"there is no file or folder {name_or_path!r}: pass 'demo', a path, or a Hub id OWNER/NAME[:CONFIG] "
         "such as Salesforce/wikitext:wikitext-2-raw-v1"
     )
+
+
+def load_text(name_or_path: str, split: str) -> tuple[str, str]:
+    """The text of one split of a corpus, or `all` of it, and a sentence on what it was read from.
+
+    Only what is asked for needs to be there: a folder may lack the other splits, and `all` is a single file
+    whole, or every text file of a folder. Raises InputError as `load_corpus` does.
+    """
+    path, column = _path_and_field(name_or_path)
+    if path.is_file() and split == ALL:
+        passages = read_passages(path, column)
+        return passages.text, f"all of {path}: {len(passages):,} {passages.kind}s"
+    if name_or_path and path.is_dir():
+        files = _text_files(path)
+        chosen = [each for each in files if split == ALL or _splits_in(each) == [split]]
+        if chosen:
+            return join([read_passages(each, column) for each in chosen]), ", ".join(map(str, chosen))
+    corpus = load_corpus(name_or_path)
+    if split == ALL:
+        return BLANK_LINE.join(corpus.split(each) for each in SPLITS), "; ".join(corpus.source.values())
+    return corpus.split(split), corpus.source[split]
 
 
 def _demo() -> Corpus:
@@ -75,21 +102,18 @@ def _demo() -> Corpus:
 
 
 def _from_file(name: str, path: Path, column: str) -> Corpus:
-    splits = cut(read_passages(path, column), str(path))
+    whole = read_passages(path, column)
+    splits = cut(whole, str(path))
     text = {split: passages.text for split, passages in zip(SPLITS, splits, strict=True)}
     source = {
-        split: f"{path}, {passages.kind}s of a contiguous 90/5/5 cut: {len(passages):,}"
-        for split, passages in zip(SPLITS, splits, strict=True)
+        split: f"the {part} % of {path}, cut 90/5/5: {len(own):,} of {len(whole):,} {whole.kind}s"
+        for split, part, own in zip(SPLITS, ("first 90", "next 5", "last 5"), splits, strict=True)
     }
     return _corpus(name, text, source)
 
 
 def _from_folder(name: str, folder: Path, column: str) -> Corpus:
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in FORMS)
-    if not files:
-        raise InputError(
-            f"folder {folder} holds 0 files of the forms {', '.join(FORMS)}: pass a folder of text files"
-        )
+    files = _text_files(folder)
     by_split = {split: [path for path in files if split in _splits_in(path)] for split in SPLITS}
     if not any(by_split.values()) and len(files) == 1:
         return _from_file(name, files[0], column)
@@ -107,6 +131,15 @@ def _from_folder(name: str, folder: Path, column: str) -> Corpus:
         )
     text = {split: join([read_passages(path, column) for path in paths]) for split, paths in by_split.items()}
     return _corpus(name, text, {split: ", ".join(map(str, paths)) for split, paths in by_split.items()})
+
+
+def _text_files(folder: Path) -> list[Path]:
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in FORMS)
+    if not files:
+        raise InputError(
+            f"folder {folder} holds 0 files of the forms {', '.join(FORMS)}: pass a folder of text files"
+        )
+    return files
 
 
 def _splits_in(path: Path) -> list[str]:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.corpus import TEXTS
 from data.errors import InputError
 from experiments.command_line import option, run
 from experiments.results import (
@@ -84,8 +85,7 @@ class Settings:
     parent: str = option("demo", "model to compress: a Hub id, a local folder or demo", group="input")
     corpus: str = option(
         "demo",
-        "text to calibrate on (train), search on (validation) and report on (test): a Hub id[:config], a "
-        "text, jsonl or parquet file, a folder with train, valid and test in its file names, or demo",
+        f"text to calibrate on (train), search on (validation) and report on (test): {TEXTS}",
         group="input",
     )
     seq_len: int = option(256, "tokens in a window", group="input")

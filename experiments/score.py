@@ -19,14 +19,23 @@ from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from data.corpus import load_corpus
+from data.corpus import ALL, TEXTS, load_text
 from data.errors import InputError
+from data.stdlib import SPLITS
 from data.windows import encode, spread, windows
 from experiments.command_line import option, run
 from nas.evaluate import evaluate_all
-from nas.parent import choose_device, choose_dtype, load_parent
+from nas.parent import (
+    DTYPES,
+    check_seq_len,
+    choose_device,
+    choose_dtype,
+    load_parent,
+    place_of,
+    reason_of,
+)
 from nas.report import write_json
 
 
@@ -39,13 +48,16 @@ class Settings:
     trust_remote_code: bool = option(
         False, "run the modelling files that checkpoints bring with them", group="input"
     )
-    corpus: str = option("demo", "text to score on, named as in compress", group="input")
-    split: str = option("test", "which part of it", group="input", choices=("train", "validation", "test"))
+    corpus: str = option("demo", f"text to score on: {TEXTS}", group="input")
+    split: str = option(
+        "test", "which part of it; all is a whole file, or every file of a folder",
+        group="input", choices=(*SPLITS, ALL),
+    )  # fmt: skip
     seq_len: int = option(256, "tokens in a window", group="input")
     windows: int = option(0, "windows, evenly spaced; 0 takes all", group="input")
 
-    device: str = option("auto", "auto, cpu or cuda", group="run")
-    dtype: str = option("auto", "auto, float32, bfloat16 or float16, of all models", group="run")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N", group="run")
+    dtype: str = option("auto", "what all models are computed in", group="run", choices=DTYPES)
     batch_size: int = option(8, "windows in a forward pass", group="run")
     json: Path | None = option(None, "file to write the scores to as well", group="run")
 
@@ -62,10 +74,13 @@ def main(settings: Settings) -> None:
             settings.json.parent.mkdir(parents=True, exist_ok=True)
             settings.json.touch()
         except OSError as error:
-            raise InputError(f"{settings.json} cannot be written ({error}); give another --json") from error
+            raise InputError(
+                f"{settings.json} cannot be written ({error.strerror}); give another --json"
+            ) from error
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
     parent, tokenizer = load_parent(settings.parent, device, dtype)
+    check_seq_len(parent, settings.seq_len)
     models = {name: load(name, settings.trust_remote_code).to(device, dtype) for name in settings.models}
     for name, model in models.items():
         if model.config.vocab_size != parent.config.vocab_size:
@@ -73,16 +88,18 @@ def main(settings: Settings) -> None:
                 f"{name} has a vocabulary of {model.config.vocab_size}, the parent one of "
                 f"{parent.config.vocab_size}; give models with the parent's tokenizer"
             )
-    text = windows(encode(tokenizer, load_corpus(settings.corpus).split(settings.split)), settings.seq_len)
-    text = spread(text, min(settings.windows or len(text), len(text)))
+    words, source = load_text(settings.corpus, settings.split)
+    every = windows(encode(tokenizer, words), settings.seq_len)
+    text = spread(every, min(settings.windows or len(every), len(every)))
     with tqdm(total=len(text), desc="scoring", unit="window", leave=False) as bar:
         scores = evaluate_all(
             [parent, *models.values()], text,
             parent=parent, batch_size=settings.batch_size, progress=lambda done: bar.update(done),
         )  # fmt: skip
     print(
-        f"{settings.corpus}, {settings.split}: {len(text)} windows of {settings.seq_len} tokens, of "
-        f"which the first is not predicted, {scores[0].tokens} predicted tokens, {dtype}"
+        f"{settings.corpus}, {settings.split} ({source}): {len(text)} of {len(every)} windows of "
+        f"{settings.seq_len} tokens, of which the first is not predicted, {scores[0].tokens} predicted "
+        f"tokens, {dtype}"
     )
     names = [settings.parent, *models]
     wide = max(map(len, names))
@@ -100,13 +117,20 @@ def main(settings: Settings) -> None:
 
 def load(name: str, trust: bool) -> PreTrainedModel:
     """A checkpoint; `InputError` if it cannot be loaded."""
+    place = place_of(name)
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=trust)
+        brings_code = "auto_map" in PreTrainedConfig.get_config_dict(place)[0]
+        if not brings_code or trust:
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(place, trust_remote_code=trust)
+            return model.eval()
     except Exception as error:  # whatever a broken folder or a missing network makes the library raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        hint = "check the folder" if trust else "check the folder, or give --trust-remote-code"
-        raise InputError(f"the model {name} cannot be loaded ({reason}); {hint}") from error
-    return model.eval()
+        raise InputError(
+            f"the model {name} cannot be loaded ({reason_of(error)}); check the folder or the id"
+        ) from error
+    raise InputError(
+        f"the model {name} brings code of its own, which runs only with --trust-remote-code; look at it, and "
+        "give that"
+    )
 
 
 if __name__ == "__main__":

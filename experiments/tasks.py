@@ -30,7 +30,7 @@ from experiments.command_line import option, required, run
 from experiments.results import versions
 from experiments.score import load
 from nas.harness import harness_names, harness_task, harness_version
-from nas.parent import DEMO, choose_device, choose_dtype
+from nas.parent import DEMO, DTYPES, choose_device, choose_dtype
 from nas.report import write_json
 from nas.tasks import TaskScores, score_items
 
@@ -59,8 +59,8 @@ class Settings:
         "built-in", "who scores: built-in, or harness for lm-evaluation-harness",
         group="run", choices=("built-in", "harness"),
     )  # fmt: skip
-    device: str = option("auto", "auto, cpu or cuda", group="run")
-    dtype: str = option("auto", "auto, float32, bfloat16 or float16, of all models", group="run")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N", group="run")
+    dtype: str = option("auto", "what all models are computed in", group="run", choices=DTYPES)
     batch_size: int = option(16, "choices in a forward pass", group="run")
     out: Path = option(Path("runs/tasks"), f"folder that {FILE} is written to", group="run")
 

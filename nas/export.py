@@ -84,6 +84,7 @@ def save_checkpoint(
     with _quiet(), _whole_or_not_at_all(folder) as partial:
         model, code = _as_saved(subnet, parent_config, shape, architecture)
         if dtype is not None:
+            model.tie_weights()  # or what is shared would be converted, and saved, twice
             model.to(dtype)
         model.save_pretrained(partial)
         if code is not None:

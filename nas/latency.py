@@ -14,12 +14,15 @@ from transformers import DynamicCache, PreTrainedModel
 @dataclass(frozen=True)
 class Latency:
     """Medians in milliseconds: one forward pass over (batch, context) tokens, and one further token with the
-    cache that it left."""
+    cache that it left. `prefill_turns` and `decode_turns` are the measurements themselves, in order: those of
+    models measured together belong together turn by turn."""
 
     prefill_ms: float
     decode_ms_per_token: float
     batch: int
     context: int
+    prefill_turns: tuple[float, ...]
+    decode_turns: tuple[float, ...]
 
     def record(self) -> dict[str, Any]:
         """As plain values for a report."""
@@ -43,10 +46,10 @@ def measure_latency(
         for index, model in enumerate(models):
             first, rest = _once(model, ids.to(model.device), tokens)
             if turn:
-                prefill[index].append(first)
-                decode[index].append(rest)
+                prefill[index].append(1e3 * first)
+                decode[index].append(1e3 * rest)
     return [
-        Latency(1e3 * median(first), 1e3 * median(rest), batch, context)
+        Latency(median(first), median(rest), batch, context, tuple(first), tuple(rest))
         for first, rest in zip(prefill, decode, strict=True)
     ]
 

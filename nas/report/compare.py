@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import quantiles
 from typing import Any, Literal
 
 from nas.report.record import Report, at, number
@@ -20,21 +21,40 @@ METHODS = {
 
 
 @dataclass(frozen=True)
+class Speed:
+    """How many times as fast as the parent: the ratio of the medians, and the quartiles of the ratios of the
+    turns, which are None where those are not in the report."""
+
+    times: float
+    low: float | None
+    high: float | None
+
+    def __str__(self) -> str:
+        """With half the distance of the quartiles."""
+        if self.low is None or self.high is None:
+            return f"{self.times:.1f}"
+        return f"{self.times:.1f} ±{(self.high - self.low) / 2:.1f}"
+
+
+@dataclass(frozen=True)
 class Row:
     """One model of the comparison; None where it was not measured. `times_parent` is its perplexity over the
-    parent's on the deciding split, the two `faster` are the parent's time over its own."""
+    parent's on the deciding split, the two `faster` are the parent's time over its own, with the quartiles of
+    that over the turns in which both were measured."""
 
     key: str
     name: str
     blocks_kept: float | None
     kept: float | None
+    flops_kept: float | None
+    kv_kept: float | None
     validation: float | None
     test: float | None
     times_parent: float | None
     accuracy: float | None
     kl: float | None
-    prefill_faster: float | None
-    decode_faster: float | None
+    prefill_faster: Speed | None
+    decode_faster: Speed | None
     evaluations: float | None
 
 
@@ -56,7 +76,10 @@ def rows(report: Report) -> list[Row]:
     """Parent, subnet, then the baselines in the report's order; those not in the report are left out."""
     found = []
     if at(report, "parent_scores"):
-        parent = {"block_parameters_kept": 1.0, "parameters_kept": 1.0, "scores": report["parent_scores"]}
+        parent = {
+            "block_parameters_kept": 1.0, "parameters_kept": 1.0, "scores": report["parent_scores"],
+            "costs": at(report, "budget.parent_costs"),
+        }  # fmt: skip
         found.append(
             _row(report, "parent", "parent", {**parent, "latency": at(report, "parent_scores.latency")})
         )
@@ -68,9 +91,19 @@ def rows(report: Report) -> list[Row]:
 
 
 def _row(report: Report, key: str, name: str, model: Any) -> Row:
-    def faster(what: str) -> float | None:
-        whole, own = number(report, f"parent_scores.latency.{what}"), number(model, f"latency.{what}")
-        return whole / own if whole and own else None
+    def faster(median: str, turns: str) -> Speed | None:
+        whole, own = number(report, f"parent_scores.latency.{median}"), number(model, f"latency.{median}")
+        if not whole or not own:
+            return None
+        theirs, ours = at(report, f"parent_scores.latency.{turns}"), at(model, f"latency.{turns}")
+        if key == "parent" or not theirs or not ours:
+            return Speed(whole / own, None, None)
+        low, _, high = quantiles([a / b for a, b in zip(theirs, ours, strict=True)], n=4, method="inclusive")
+        return Speed(whole / own, low, high)
+
+    def part(cost: str) -> float | None:
+        whole, own = number(report, f"budget.parent_costs.{cost}"), number(model, f"costs.{cost}")
+        return own / whole if whole and own is not None else None
 
     split = deciding_split(report)
     return Row(
@@ -78,6 +111,8 @@ def _row(report: Report, key: str, name: str, model: Any) -> Row:
         name=name,
         blocks_kept=number(model, "block_parameters_kept"),
         kept=number(model, "parameters_kept"),
+        flops_kept=part("flops"),
+        kv_kept=part("kv_cache_bytes"),
         validation=number(model, "scores.validation.perplexity"),
         test=number(model, "scores.test.perplexity"),
         times_parent=ratio(
@@ -85,8 +120,8 @@ def _row(report: Report, key: str, name: str, model: Any) -> Row:
         ),
         accuracy=number(model, f"scores.{split}.accuracy"),
         kl=number(model, f"scores.{split}.kl"),
-        prefill_faster=faster("prefill_ms"),
-        decode_faster=faster("decode_ms_per_token"),
+        prefill_faster=faster("prefill_ms", "prefill_turns"),
+        decode_faster=faster("decode_ms_per_token", "decode_turns"),
         evaluations=number(model, "evaluations"),
     )
 
@@ -154,7 +189,19 @@ def _sentences(own: float, split: str, better: list[str], level: list[str], wors
 
 
 def _speed(report: Report) -> str:
+    """What the subnet costs, and how fast it is."""
     subnet = next((row for row in rows(report) if row.key == "subnet"), None)
-    if subnet is None or subnet.prefill_faster is None or subnet.prefill_faster >= 1.02:
+    if subnet is None:
         return ""
-    return f" It is no faster than its parent: prefill at {subnet.prefill_faster:.2f}{SPACE}× its speed."
+    costs = {"parameters": subnet.kept, "FLOPs": subnet.flops_kept, "KV cache": subnet.kv_kept}
+    known = [f"{percent(part, 0)} of the {name}" for name, part in costs.items() if part is not None]
+    text = f" It keeps {listing(known)}." if known else ""
+    if (speed := subnet.prefill_faster) is None:
+        return text
+    slow = " It is no faster than its parent: prefill" if speed.times < 1.02 else " Prefill"
+    return f"{text}{slow} runs at {speed.times:.2f}{SPACE}× its parent’s speed{spread_of(speed)}."
+
+
+def spread_of(speed: Speed) -> str:
+    """The quartiles in brackets, if they are known."""
+    return "" if speed.low is None else f" (quartiles {speed.low:.2f} to {speed.high:.2f})"

@@ -132,12 +132,12 @@ def _history(report: Report) -> dict[str, Any] | None:
     _, over, names = plots.pair_points(report)
     if not len(over):
         return None
-    legend = [(name, paint, names.count(name)) for name, paint in plots.origins(names).items()]
+    legend = [(words.baseline_name(n), paint, names.count(n)) for n, paint in plots.origins(names).items()]
     above = int((over > plots.history_ceiling(report)).sum())
     svg = _both(
         plots.history, report, "history", "Perplexity over the parent’s of every evaluation, in order"
     )
-    best = plots.best_so_far(report)
+    best = plots.best_so_far(report).get(plots.SEARCH, np.empty(0))
     found = {"after": int(np.nanargmin(best)) + 1, "of": len(best)} if np.isfinite(best).any() else None
     return {"svg": svg, "legend": legend, "above": above, "best": found}
 
@@ -179,8 +179,11 @@ def _space(report: Report) -> dict[str, Any] | None:
         for kind in pictures.KINDS
         if any(len(c) > 1 for knob, c in choices.items() if knob.endswith(kind))
     ]
+    ever = {(at(one, "knob"), at(one, "choice")) for one in at(report, "pruning.dropped") or []}
     return {
-        "before": before, "after": after, "orders": [round(float(order)) for order in orders],
+        "before": before, "after": after,
+        "ever": len(ever), "back": len(ever) - (before - after),
+        "orders": [round(float(order)) for order in orders],
         "legend": [pictures.KIND_PAINTS[kind] for kind in kinds],
         "svg": _both(pictures.space, report, "space", f"{after} of {before} choices are left"),
     }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,6 +17,7 @@ from nas.report.words import baseline_name
 
 Floats = NDArray[np.float64]
 
+SEARCH = "search"
 GAP = 15.0
 """Pixels between the middles of neighbouring labels."""
 
@@ -34,12 +36,13 @@ def pair_points(report: Report) -> tuple[Floats, Floats, list[str]]:
 
 
 def origins(names: Sequence[str]) -> dict[str, str]:
-    """The paint of each origin in order of appearance: that of the start, then the rounds' spread evenly."""
+    """The paint of each origin in order of appearance: that of the start, then the rounds' spread evenly; a
+    baseline has its own."""
     order = list(dict.fromkeys(names))
-    later = order[1:] if order and order[0] == "start" else order
+    later = [name for name in order if name != "start" and name not in BASELINE_MARKERS]
     steps = np.linspace(1, min(ROUNDS, max(len(later), 1)), len(later)).round().astype(int)
     rounds = {name: f"round{step}" for name, step in zip(later, steps, strict=True)}
-    return {name: rounds.get(name, "start") for name in order}
+    return {name: rounds.get(name, name if name in BASELINE_MARKERS else "start") for name in order}
 
 
 def compared(report: Report) -> list[tuple[str, float, float]]:
@@ -127,9 +130,9 @@ def _label(
 
 
 def history(report: Report, width: float) -> Figure:
-    """Every evaluation in order, and the best within the budget so far; lower is better."""
+    """Every evaluation in order, and the best within the budget that each method has so far; lower is
+    better."""
     kept, over, names = pair_points(report)
-    best = best_so_far(report)
     colours = origins(names)
     height = 0.38 * width if width > 500 else 280.0
     figure, axes = frame(width, height, left=46, bottom=44, right=14, top=12)
@@ -148,27 +151,34 @@ def history(report: Report, width: float) -> Figure:
         axes.plot(
             place[mine], over[mine], "o", color=paint(colour), alpha=0.65, markersize=4, markeredgewidth=0
         )
-    for name, colour in colours.items():
+    methods = np.array([method_of(name) for name in names])
+    for method, line in best_so_far(report).items():
         # An evaluation is a step of width 1 that ends at its number; stretches of one origin are one line.
-        mine = np.array([other == name for other in names])
-        starts = np.flatnonzero(mine & ~np.r_[False, mine[:-1]])
-        ends = np.flatnonzero(mine & ~np.r_[mine[1:], False])
-        for first, last in zip(starts, ends, strict=True):
-            line = best[first : last + 1]
-            before = best[first - 1] if first else line[0]
+        where = np.flatnonzero(methods == method)
+        for name, stretch in groupby(range(len(where)), key=[names[i] for i in where].__getitem__):
+            part = list(stretch)
             axes.plot(
-                np.r_[place[first : last + 1] - 1, place[last]], np.r_[before, line], color=paint(colour),
-                linewidth=2.5, drawstyle="steps-pre", solid_capstyle="round",
+                np.r_[where[part], where[part[-1]] + 1], np.r_[line[max(part[0] - 1, 0)], line[part]],
+                color=paint(colours[name]), linewidth=2.5, drawstyle="steps-pre", solid_capstyle="round",
             )  # fmt: skip
     return figure
 
 
-def best_so_far(report: Report) -> Floats:
-    """After each pair the smallest ratio of the pairs within the budget until then; nan before the first."""
-    kept, over, _ = pair_points(report)
+def method_of(origin: str) -> str:
+    """What an evaluation counts for: a baseline of this name, or else the search."""
+    return origin if origin in BASELINE_MARKERS else SEARCH
+
+
+def best_so_far(report: Report) -> dict[str, Floats]:
+    """Of each method (`method_of`), after each of its pairs the smallest ratio of those within the budget
+    until then; nan before the first."""
+    kept, over, names = pair_points(report)
     limit = budget_kept(report)
     allowed = over if limit is None else np.where(kept <= limit * (1 + 1e-6), over, np.nan)
-    return np.fmin.accumulate(allowed) if len(allowed) else allowed
+    methods = [method_of(name) for name in names]
+    return {
+        method: np.fmin.accumulate(allowed[np.array(methods) == method]) for method in dict.fromkeys(methods)
+    }
 
 
 def history_ceiling(report: Report) -> float:

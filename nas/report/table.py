@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from nas.report.compare import Row, deciding_split, rows
 from nas.report.record import Report
-from nas.report.words import SPACE, fixed, percent, perplexity
+from nas.report.words import MISSING, SPACE, fixed, percent, perplexity
 
 WIDEST_NAME = 24
 
 
 def terminal_table(report: Report) -> str:
-    """One line a model: what it keeps of the blocks and of all parameters, its perplexities, its speed."""
+    """One line a model: what it keeps of the blocks, of all parameters, of the FLOPs and of the KV
+    cache, its perplexities, its speed."""
     split = deciding_split(report)
     head = [
-        ("", "blocks", "all", "perplexity", "perplexity", "× parent", "prefill"),
-        ("", "kept", "kept", "validation", "test", f"({split})", "× faster"),
+        ("", "blocks", "all", "FLOPs", "KV", "perpl.", "perpl.", "× parent", "prefill"),
+        ("", "kept", "kept", "kept", "kept", "valid.", "test", f"({split})", "× faster"),
     ]
     lines = [*head, *(_cells(row) for row in rows(report))]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head[0]))]
@@ -32,9 +33,11 @@ def _cells(row: Row) -> tuple[str, ...]:
     return (
         " ".join(row.name.split())[:WIDEST_NAME],
         percent(row.blocks_kept).replace(SPACE, " "),
-        percent(row.kept).replace(SPACE, " "),
+        percent(row.kept, 0).replace(SPACE, " "),
+        percent(row.flops_kept, 0).replace(SPACE, " "),
+        percent(row.kv_kept, 0).replace(SPACE, " "),
         perplexity(row.validation),
         perplexity(row.test),
         fixed(row.times_parent, 3),
-        fixed(row.prefill_faster, 2),
+        MISSING if row.prefill_faster is None else str(row.prefill_faster),
     )

@@ -7,7 +7,7 @@ import pandas
 import pytest
 
 import data.corpus
-from data.corpus import Corpus, load_corpus
+from data.corpus import Corpus, load_corpus, load_text
 from data.errors import InputError
 from data.files import Passages
 from data.stdlib import SPLITS, stdlib_documents
@@ -131,3 +131,20 @@ def test_an_id_goes_to_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     load_corpus("owner/name#body")
     assert asked == [("Salesforce/wikitext:wikitext-2-raw-v1", "text"), ("owner/name", "body")]
     assert (corpus.name, corpus.test) == ("Salesforce/wikitext:wikitext-2-raw-v1", "test\n\nb")
+
+
+def test_a_split_is_read_without_the_others_and_all_is_all(tmp_path: Path) -> None:
+    (folder := tmp_path / "folder").mkdir()
+    fill(folder, **{"wiki.test.txt": "t\n"})
+    assert load_text(str(folder), "test") == ("t\n", str(folder / "wiki.test.txt"))
+    with pytest.raises(InputError, match="no file for train"):
+        load_text(str(folder), "train")
+    (folder / "notes.txt").write_text("n\n")
+    assert load_text(str(folder), "all")[0] == "n\nt\n"
+    file = tmp_path / "book.txt"
+    file.write_text("".join(f"{line}\n" for line in range(100)))
+    assert load_text(str(file), "all") == (file.read_text(), f"all of {file}: 100 lines")
+    text, source = load_text(str(file), "test")
+    assert file.read_text().endswith(text)
+    assert source.startswith(f"the last 5 % of {file}, ")
+    assert load_text("demo", "all")[0] == "\n\n".join(texts(load_corpus("demo")))

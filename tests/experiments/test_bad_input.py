@@ -61,7 +61,7 @@ def knows_one_word_as_nan(model: PreTrainedModel) -> None:
 BAD: dict[str, tuple[Callable[[Path, Path], dict[str, object]], str]] = {
     "unknown parent": (lambda toy, at: {"parent": "nowhere"}, "the parent nowhere cannot be loaded"),
     "a parent without a name": (lambda toy, at: {"parent": ""}, "there is no model folder"),
-    "a corpus without a name": (lambda toy, at: {"corpus": ""}, "the corpus has no name"),
+    "a corpus without a name": (lambda toy, at: {"corpus": ""}, "no file or folder ''"),
     "a parent that is not there": (lambda toy, at: {"parent": at / "gone"}, "no model folder"),
     "a folder without a model": (lambda toy, at: {"parent": toy / "corpus"}, "cannot be loaded"),
     "unknown family": (lambda toy, at: {"parent": other_family(at / "gpt2")}, "'gpt2' is not supported"),

@@ -46,9 +46,17 @@ def test_models_that_cannot_be_compared_are_refused(
         vocab_size=7, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
     )
     LlamaForCausalLM(small).save_pretrained(tmp_path / "other")
+    LlamaForCausalLM(small).save_pretrained(tmp_path / "run" / "checkpoint")
+    LlamaForCausalLM(small).save_pretrained(tmp_path / "coded")
+    config = json.loads((tmp_path / "coded" / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling_own.Own"}
+    (tmp_path / "coded" / "config.json").write_text(json.dumps(config))
     for more, sentence in (
         (["--models", str(tmp_path / "other")], "has a vocabulary of 7, the parent one of"),
-        (["--models", str(tmp_path / "gone")], "cannot be loaded"),
+        (["--models", str(tmp_path / "gone")], "there is no model folder"),
+        (["--models", str(tmp_path / "run")], f"did you mean {tmp_path / 'run' / 'checkpoint'}?"),
+        (["--models", str(tmp_path / "coded")], "brings code of its own"),
+        (["--seq-len", "65"], "made for 64 positions"),
         (["--windows", "-1"], "--windows is -1"),
     ):
         assert scored(toy, *more) == 2

@@ -5,30 +5,33 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from data.errors import InputError
 from nas.export import save_checkpoint
 from nas.finalists import round_weights
 from nas.parent import check_seq_len, load_parent, place_of, stored_dtype
+from nas.shape import Shape
 from nas.subnet import cut
 from tests.nas.tiny_models import architecture_of_cut, permuted_parent, tokens
 
 
-def rounded_subnet(kind: str) -> tuple[PreTrainedModel, PreTrainedModel, Path]:
-    parent, shape = permuted_parent("llama")
+def rounded_subnet(name: str, kind: str) -> tuple[PreTrainedModel, PreTrainedModel, Shape]:
+    parent, shape = permuted_parent(name)
     subnet = cut(parent, shape, architecture_of_cut(kind, shape))
     round_weights(subnet, torch.bfloat16)
     return parent, subnet, shape
 
 
 @pytest.mark.parametrize("kind", ["uniform", "all at once"])
+@pytest.mark.parametrize("name", ["llama", "gemma2"])  # gemma's head is tied to its embeddings
 def test_a_rounded_subnet_is_the_checkpoint_that_is_half_as_wide(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(str(tmp_path))
-    parent, subnet, shape = rounded_subnet(kind)
+    parent, subnet, shape = rounded_subnet(name, kind)
     architecture = architecture_of_cut(kind, shape)
     folder = save_checkpoint(
         subnet, parent.config, shape, architecture, tmp_path / "checkpoint", dtype=torch.bfloat16
@@ -39,6 +42,8 @@ def test_a_rounded_subnet_is_the_checkpoint_that_is_half_as_wide(
         for dtype in ("auto", torch.float32)
     )
     assert as_saved.dtype == torch.bfloat16
+    stored = load_file(folder / "model.safetensors").values()
+    assert sum(weight.numel() for weight in stored) == subnet.num_parameters()
     with torch.no_grad():
         assert torch.equal(widened(tokens()).logits, subnet(tokens()).logits)
 
@@ -46,7 +51,7 @@ def test_a_rounded_subnet_is_the_checkpoint_that_is_half_as_wide(
 def test_rounding_leaves_the_parent_that_shares_its_weights() -> None:
     parent, _ = permuted_parent("llama")
     before = {name: weight.clone() for name, weight in parent.state_dict().items()}
-    rounded_subnet("uniform")
+    rounded_subnet("llama", "uniform")
     assert all(torch.equal(weight, before[name]) for name, weight in parent.state_dict().items())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -244,3 +245,14 @@ def test_the_checks_leave_the_global_random_numbers_alone() -> None:
     before = np.random.get_state(legacy=False)["state"]["key"].copy()
     check_predictor(Honest)
     assert np.array_equal(before, np.random.get_state(legacy=False)["state"]["key"])
+
+
+@pytest.mark.slow
+def test_the_example_in_the_readme_keeps_the_promises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    lines = text[text.index("from sklearn.ensemble") :].partition("```")[0].splitlines()
+    (tmp_path / "readme_example.py").write_text("\n".join(line.removeprefix("   ") for line in lines))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    check_predictor(lambda: make_predictor("readme_example:Mine"))
