@@ -49,7 +49,9 @@ def everything(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_all_systems_stand_in_one_list(everything: Path) -> None:
     results = json.loads((everything / "compare.json").read_text())
-    assert [result["system"] for result in results] == list(compare.SYSTEMS)
+    # In steps of 8 the toy's heads stay whole, and with them more than is to be kept: that one is left out.
+    expected = [name for name in compare.SYSTEMS if name != "efficient_search"]
+    assert [result["system"] for result in results] == expected
     for result in results:
         depth = result["system"] in ("sleb", "shortgpt")  # the nearest number of blocks
         assert 0.3 < result["kept"] <= (0.67 if depth else 0.6)
