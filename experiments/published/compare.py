@@ -20,6 +20,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+from matplotlib.ticker import FormatStrFormatter
 
 from data.errors import InputError
 from experiments.command_line import option, run
@@ -106,7 +107,8 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
     """Perplexity over the parent's against the fraction kept, a line a system."""
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     styles = ["-", "--", ":", "-."]
-    for index, name in enumerate(dict.fromkeys(result["system"] for result in results)):
+    worst = {result["system"]: result["over_parent"] for result in sorted(results, key=lambda r: -r["keep"])}
+    for index, name in enumerate(sorted(worst, key=lambda system: -worst[system])):  # as the lines lie
         points = sorted(
             {(result["kept"], result["over_parent"]) for result in results if result["system"] == name}
         )
@@ -115,6 +117,8 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
         xlabel="fraction of the blocks' parameters kept", ylabel="test perplexity, times the parent's",
         yscale="log", title=f"one parent, one text, one evaluation: {results[0]['asked']['parent']}",
     )  # fmt: skip
+    for kind in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        kind(FormatStrFormatter("%.2f"))
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize="small", loc="upper right")
     figure.savefig(path, dpi=120)
