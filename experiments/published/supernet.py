@@ -85,7 +85,7 @@ class Settings(Common):
     smallest: bool = option(True, "the smallest sub-network in every sandwich", group="training")
     train_batch: int = option(4, "windows in a step", group="training")
     learning_rate: float | None = option(
-        None, "highest rate; none for 3e-4, and 1e-3 with adapters", group="training"
+        None, "highest rate; none for 1e-4, and 1e-3 with adapters", group="training"
     )
     rank: int = option(0, "rank of adapters that are trained alone; 0 trains all weights", group="training")
     alpha: float = option(16.0, "scale of the adapters, over their rank", group="training")

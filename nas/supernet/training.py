@@ -31,10 +31,11 @@ class Recipe:
     """The numbers of a training.
 
     A step takes `batch_size` windows through the passes of its `strategy`. The rate rises linearly to
-    `learning_rate` over the fraction `warmup` of the steps and falls to 0 as a cosine; None is 3e-4, and 1e-3
-    with adapters. `rank` 0 trains all weights; above it, adapters of this rank alone are trained, with
-    `alpha` and `dropout`, and merged at the end; `ends` gives embeddings and head one, too. There is no
-    weight decay: it would shrink what no sampled sub-network used.
+    `learning_rate` over the fraction `warmup` of the steps and falls to 0 as a cosine; None is 1e-4, and 1e-3
+    with adapters: after 60 steps of 4 windows the whole of a parent of 8 M parameters was 1.6 % above its
+    perplexity at 1e-4, and 6.9 % at 3e-4. `rank` 0 trains all weights; above it, adapters of this rank alone
+    are trained, with `alpha` and `dropout`, and merged at the end; `ends` gives embeddings and head one, too.
+    There is no weight decay: it would shrink what no sampled sub-network used.
     """
 
     strategy: str = "sandwich-kd"
@@ -66,7 +67,7 @@ class Recipe:
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of a step."""
-        highest = self.learning_rate or (1e-3 if self.rank else 3e-4)
+        highest = self.learning_rate or (1e-3 if self.rank else 1e-4)
         rising = max(1, round(self.warmup * steps))
         if step < rising:
             return highest * (step + 1) / rising
