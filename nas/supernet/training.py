@@ -33,9 +33,9 @@ class Recipe:
     A step takes `batch_size` windows through the passes of its `strategy`. The rate rises linearly to
     `learning_rate` over the fraction `warmup` of the steps and falls to 0 as a cosine; None is 1e-4, and 1e-3
     with adapters: after 60 steps of 4 windows the whole of a parent of 8 M parameters was 1.6 % above its
-    perplexity at 1e-4, and 6.9 % at 3e-4. `rank` 0 trains all weights; above it, adapters of this rank alone are trained, with
-    `alpha` and `dropout`, and merged at the end; `ends` gives embeddings and head one, too. There is no
-    weight decay: it would shrink what no sampled sub-network used.
+    perplexity at 1e-4, and 6.9 % at 3e-4. `rank` 0 trains all weights; above it, adapters of this rank alone
+    are trained, with `alpha` and `dropout`, and merged at the end; `ends` gives embeddings and head one, too.
+    There is no weight decay: it would shrink what no sampled sub-network used.
     """
 
     strategy: str = "sandwich-kd"
