@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from data.errors import InputError
 from nas.architecture import Architecture
 from nas.calibration import GramSum
 from nas.families import blocks_of, family_of
@@ -62,8 +63,14 @@ def repair_front_to_back(
       an MLP's gates, up-projections and output columns (`nas.repair.channels`).
 
     In families that norm a module's output before adding it the target is the dense module's own output.
-    `progress` is told of each finished block.
+    `progress` is told of each finished block. Raises `InputError` for a narrower hidden width and for heads
+    that are kept in part: neither has a dense target yet.
     """
+    if architecture.hidden < shape.hidden or any(block.head_width for block in architecture.blocks):
+        raise InputError(
+            f"a hidden width of {architecture.hidden} of {shape.hidden}, or heads kept in part, cannot be "
+            "repaired front to back; keep both whole, or cut without this repair"
+        )
     subnet = cut(parent, shape, architecture, bank, own=True)
     family = family_of(parent.config)
     own = dense.before(0)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from data.errors import InputError
 from nas.architecture import Architecture, Block
 from nas.calibration import Statistics, calibrate
 from nas.families import blocks_of, family_of, shape_of
@@ -321,3 +322,12 @@ def test_repair_in_bfloat16_ends_near_that_in_float32(name: str) -> None:
     rounded = repair_front_to_back(low, shape, architecture, low_bank, Stream(low, windows))
     assert {weight.dtype for weight in rounded.parameters()} == {torch.bfloat16}
     assert missing(rounded) < 1.2 * whole + 1e-3
+
+
+@pytest.mark.parametrize(
+    "cut_inside", [Architecture(28, (Block(0, 2, 2, 24),)), Architecture(32, (Block(0, 2, 2, 24, 4),))]
+)
+def test_a_narrower_stream_and_heads_in_part_are_refused_before_any_work(cut_inside: Architecture) -> None:
+    parent, shape, bank = shared_bank("llama")
+    with pytest.raises(InputError, match="cannot be repaired front to back"):
+        repair_front_to_back(parent, shape, cut_inside, bank, Stream(parent, tokens()))
