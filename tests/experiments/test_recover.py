@@ -148,7 +148,7 @@ def test_bad_input_is_one_sentence(
         (["--model", str(toy / "parent")], "give the folder of a checkpoint that this project saved"),
         (["--model", str(damaged)], "it is damaged"),
         (["--model", str(other)], "with ffn 9, not 24"),
-        (["--no-trust-remote-code"], "give --trust-remote-code"),
+        (["--no-trust-remote-code"], "runs only with --trust-remote-code"),
         (["--top-k", "8"], "give both or neither"),
         (["--distill", "--top-k", "1000"], "give 1 to 41"),
         (["--distill", "--temperature", "0"], "temperature"),

@@ -83,7 +83,7 @@ def test_bad_input_is_one_sentence(
         (["--batch-size", "0"], "--batch-size is 0"),
         (["--folder", str(tmp_path / "gone")], str(tmp_path / "gone")),
         (["--out", str(tmp_path / "file")], "cannot be used"),
-        (["--models", str(tmp_path / "gone"), "--tasks", "copa"], "cannot be loaded"),
+        (["--models", str(tmp_path / "gone"), "--tasks", "copa"], "there is no model folder"),
         (["--engine", "harness"], "pip install 'secateur[eval]'"),
     ):
         assert scored(toy, tmp_path / "out", *more) == 2
