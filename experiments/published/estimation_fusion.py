@@ -42,7 +42,7 @@ class Settings(Protected):
     """The paper's: LLM-Pruner's structures and protected ends, scaled to the parent's depth."""
 
     mode: Literal["fixed", "reliability", "attention", "searched"] = option(
-        "attention", "how the weight of the coarse score is found in each module", group="system"
+        "reliability", "how the weight of the coarse score is found in each module", group="system"
     )
     weight: float = option(0.5, "weight of the coarse score with --mode fixed, 0 to 1", group="system")
     trials: int = option(100, "evaluations with --mode searched", group="system")

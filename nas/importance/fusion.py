@@ -67,7 +67,10 @@ def reliability(evidence: Evidence, block: int) -> dict[str, float]:
 
 def attention(evidence: Evidence, block: int) -> dict[str, float]:
     """Scaled dot-product attention without parameters: tokens are both normalised score vectors of a module,
-    the query is their mean; the weight is the attention to the coarse one."""
+    the query is their mean; the weight is the attention to the coarse one.
+
+    Tokens have mean 1: with sum 1 the logits vanish and every weight is a half. Among hundreds of channels
+    the more uneven score takes all of the weight so, and that is the coarse one."""
     coarse, fine = _both(evidence, block)
     weights = {}
     for part, kind in (("heads", "groups"), ("channels", "channels")):
