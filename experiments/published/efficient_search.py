@@ -29,6 +29,7 @@ from nas.evaluate import evaluate
 from nas.importance.obs import obs_lines
 from nas.repair.steps import compensate
 from nas.repair.walk import walk
+from nas.rotary import rotary_scores
 from nas.shape import Shape
 from nas.subnet import cut
 from nas.unit_sets import UnitSets, most_important, resized, swapped, with_block
@@ -159,9 +160,8 @@ def start(case: Case, budget: Budget, choices: Choices, settings: Settings) -> U
     for block in range(shape.blocks):
         found = obs_lines(case.evidence, block)
         channels.append(found["gate_proj"] + found["up_proj"] + found["down_proj"])
-        query = (found["q_proj"] + found["o_proj"]).view(shape.kv_groups, shape.queries_per_group, -1).sum(1)
-        inner = query + (found["k_proj"] + found["v_proj"]).view(shape.kv_groups, -1)
-        pairs.append(inner.view(shape.kv_groups, 2, -1).sum(1))  # channels i and i + D / 2 turn together
+        query, key = found["q_proj"] + found["o_proj"], found["k_proj"] + found["v_proj"]
+        pairs.append(rotary_scores(shape, query, key))
     for share in np.linspace(1.0, 0.0, 201):
         counts = (
             max(p for p in choices.pairs if p <= max(share * shape.head_dim / 2, choices.pairs[0])),

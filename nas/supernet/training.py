@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from data.errors import InputError
 from nas.adapters import adapt, merge
+from nas.recovery.losses import Reference, divergence
 from nas.shape import Shape
 from nas.subnet import cut
 from nas.supernet.grids import Grid
@@ -155,7 +156,7 @@ def backward(model: PreTrainedModel, shape: Shape, passes: list[Pass], batch: Te
         if each.distilled:
             if whole is None:
                 raise ValueError("a distilled pass needs one of the whole super-network before it")
-            loss = distance(whole, logits)
+            loss = divergence(logits, Reference(whole.log_softmax(-1)))
         else:
             loss = functional.cross_entropy(logits, batch[:, 1:].flatten())
         if each.architecture is None:
@@ -163,9 +164,3 @@ def backward(model: PreTrainedModel, shape: Shape, passes: list[Pass], batch: Te
         (loss / len(passes)).backward()
         losses.append(loss.item())
     return losses
-
-
-def distance(teacher: Tensor, student: Tensor) -> Tensor:
-    """KL(teacher || student) over the vocabulary in nats, mean over positions, of logits (n, vocab) each."""
-    log_p, log_q = teacher.log_softmax(-1), student.log_softmax(-1)
-    return functional.kl_div(log_q, log_p, reduction="sum", log_target=True) / len(teacher)

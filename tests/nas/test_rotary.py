@@ -18,7 +18,7 @@ from nas.cost import CostModel
 from nas.export import save_checkpoint
 from nas.families import FAMILIES, blocks_of, shape_of
 from nas.modeling_subnet import narrow
-from nas.rotary import rotary_order
+from nas.rotary import rotary_scores
 from nas.shape import Shape, head_widths_of, widths_of
 from nas.subnet import cut
 from tests.nas.test_cost import counted
@@ -254,14 +254,14 @@ def test_a_pair_is_as_important_as_all_that_goes_with_it() -> None:
     query[8 + 6] = 1.0  # second head: pair 2 of the first group
     query[16 + 1] = query[24 + 5] = 0.4  # both halves of pair 1 of the second group, in different heads
     key[8 + 3] = 0.7
-    order = rotary_order(shape, query, key)
+    order = rotary_scores(shape, query, key).argsort(dim=1, descending=True, stable=True)
     assert order[0, 0] == 2
     assert order[1, :2].tolist() == [1, 3]
     assert all(sorted(row) == [0, 1, 2, 3] for row in order.tolist())
 
 
 def magnitudes(attention: torch.nn.Module) -> tuple[Tensor, Tensor]:
-    """Squared norms of each channel's weights, for `rotary_order`."""
+    """Squared norms of each channel's weights, for `rotary_scores`."""
     q, k, v, o = (getattr(attention, f"{name}_proj").weight.square() for name in "qkvo")
     return q.sum(1) + o.sum(0), k.sum(1) + v.sum(1)
 
@@ -271,7 +271,10 @@ def test_pairs_without_weights_are_cut_without_a_trace(name: str) -> None:
     parent, shape = permuted_parent(name)
     narrow_only = Architecture(32, tuple(replace(block, head_width=2) for block in shape.parent.blocks))
     model = zeroed_heads(parent, shape, narrow_only, random_orders(shape))
-    found = [rotary_order(shape, *magnitudes(block.self_attn)) for block in blocks_of(model)]
+    found = [
+        rotary_scores(shape, *magnitudes(block.self_attn)).argsort(dim=1, descending=True)
+        for block in blocks_of(model)
+    ]
     same(cut(model, shape, narrow_only, rotary=found)(tokens()).logits, model(tokens()).logits)
 
 
