@@ -60,7 +60,7 @@ def global_threshold(scores: Sequence[UnitScores], budget: Budget, protected: Co
         for score in values.tolist()
     ]
     units.sort(key=lambda unit: -unit[0])  # stable: equal scores keep the order of blocks
-    if not any(block in range(shape.blocks) for block in protected):
+    if not protected:
         first = next(place for place, unit in enumerate(units) if unit[2] == 0)
         units.insert(0, units.pop(first))
 

@@ -30,7 +30,8 @@ from nas.evaluate import evaluate
 from nas.evidence import Evidence
 from nas.export import needs_code, save_checkpoint
 from nas.families import count, shape_of
-from nas.parent import check_seq_len, choose_device, choose_dtype, digest_of, load_parent
+from nas.finalists import round_weights
+from nas.parent import check_seq_len, choose_device, choose_dtype, digest_of, load_parent, stored_dtype
 from nas.recovery import Recipe
 from nas.recovery.teacher import LiveTeacher
 from nas.recovery.training import recover
@@ -183,13 +184,15 @@ def produce(case: Case, name: str, keep: float, system: System[S], settings: S) 
     outcome = system(case, keep, settings)
     if settings.recovery_steps:
         outcome = recovered(case, outcome, settings)
+    stored = stored_dtype(settings.parent, case.parent.dtype)
+    round_weights(outcome.model, stored)  # what is scored is what is saved
     seconds = perf_counter() - start
     result = record_of(case, name, keep, outcome, seconds, folder / "checkpoint") | {"asked": asked}
     if outcome.saved is None:
         save_checkpoint(
             outcome.model, *_basis(case, outcome), outcome.architecture, folder / "checkpoint",
             tokenizer=case.tokenizer, generation_config=case.parent.generation_config,
-            card=_card(case, outcome, result),
+            card=_card(case, outcome, result), dtype=stored,
         )  # fmt: skip
     write_json(result, folder / RESULT)  # last: its presence says that all is there
     return result
