@@ -50,7 +50,7 @@ from nas.evaluate import evaluate, evaluate_all
 from nas.exploration import explore
 from nas.export import needs_code, save_checkpoint
 from nas.families import shape_of
-from nas.finalists import Contender, repair_and_choose
+from nas.finalists import Contender, recovered, repair_and_choose
 from nas.importance import CRITERIA
 from nas.latency import measure_latency
 from nas.pairs import Pair, Pairs, Setting
@@ -67,6 +67,7 @@ from nas.prepare import FORMAT, prepare
 from nas.proposals import check_reachable
 from nas.recovery import METHODS, Recipe
 from nas.recovery.teacher import stored_teacher
+from nas.repair import REPAIRS
 from nas.repair.stream import Stream
 from nas.report import check_report, terminal_table, write_html, write_json
 from nas.sampling import SAMPLERS, Hints
@@ -123,11 +124,14 @@ class Settings:
         8, "times the predictor is fitted and its best proposals are evaluated", group="search"
     )
     trials: int = option(240, "Optuna trials a round", group="search")
-    finalists: int = option(3, "subnets that are repaired front to back and compared", group="search")
+    finalists: int = option(3, "best subnets that are repaired and compared", group="search")
+    repair: str = option(
+        "front_to_back", "how finalists and baselines are repaired", group="search", choices=REPAIRS
+    )
     recovery_steps: int = option(
         0,
-        "training steps towards the parent's logits that each pair's subnet gets before it is measured (the "
-        "checkpoint gets none: see experiments.recover)",
+        "training steps towards the parent's logits, for each pair's subnet before it is measured and for "
+        "finalists and baselines after their repair; a saved checkpoint is trained by experiments.recover",
         group="search",
     )
     random_search: bool = option(
@@ -224,6 +228,7 @@ def main(settings: Settings) -> None:
     with stages("pairs and search"):
         meter = SubnetMeter(prepared.parent, shape, prepared.bank, text.pairs, settings.batch_size)
         measure: Measure = meter
+        finish = REPAIRS[settings.repair].make
         if settings.recovery_steps:
             top_k = min(TOP_K, shape.vocab)
             teacher = stored_teacher(
@@ -232,6 +237,7 @@ def main(settings: Settings) -> None:
             measure = RecoveredMeter(
                 meter, text.training, settings.recovery_steps, recipe=RECOVERY, teacher=teacher
             )
+            finish = recovered(finish, text.training, settings.recovery_steps, RECOVERY, teacher, text.pairs)
         encoding = Encoding(cost, prepared.attention_error, prepared.mlp_error)
         explored = explore(
             space,
@@ -256,7 +262,7 @@ def main(settings: Settings) -> None:
             return repair_and_choose(
                 prepared, space, measured, dense, text.final,
                 finalists=settings.finalists, batch_size=settings.batch_size, name=name,
-                stored=stored,
+                repair=finish, stored=stored,
             )  # fmt: skip
 
         contenders = {"subnet": contender("finalists", explored.pairs)}

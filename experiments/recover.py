@@ -35,8 +35,9 @@ from experiments.stages import Stages, say
 from experiments.text import Text, read_text
 from nas.architecture import Architecture
 from nas.evaluate import Scores, evaluate_all
-from nas.export import RECORD, save_checkpoint
-from nas.families import shape_of
+from nas.export import RECORD, save_again
+from nas.families import blocks_of, shape_of
+from nas.finalists import round_weights
 from nas.parent import choose_device, choose_dtype, digest_of, load_parent
 from nas.recovery import METHODS, Recipe
 from nas.recovery.lora import import_peft
@@ -44,7 +45,6 @@ from nas.recovery.teacher import LiveTeacher, Teacher, stored_teacher
 from nas.recovery.training import recover
 from nas.report import write_json
 from nas.shape import Shape
-from nas.subnet import cut
 
 STATE = "training.pt"
 
@@ -118,7 +118,10 @@ def main(settings: Settings) -> None:
         parent, tokenizer = load_parent(settings.parent, device, dtype)
         shape = shape_of(parent)
         architecture = read_architecture(settings.model, shape)
-        subnet = as_cut(load(str(settings.model), settings.trust_remote_code), parent, shape, architecture)
+        subnet = load(str(settings.model), settings.trust_remote_code)
+        check_widths(subnet, architecture)
+        stored = subnet.dtype
+        subnet = subnet.to(device, dtype)
         text = read_text(
             settings.corpus, tokenizer, shape.vocab, settings.seq_len, np.random.default_rng(settings.seed),
             settings.cache, calibration=settings.training_windows or settings.steps * settings.batch_size,
@@ -135,6 +138,7 @@ def main(settings: Settings) -> None:
             teacher=teacher, validation=text.pairs, state=settings.out / STATE,
             progress=lambda done: bar.update(done),
         )  # fmt: skip
+    round_weights(recovered.model, stored)  # what is scored is what is saved
     with stages("evaluate"):
         models = {"parent": parent, "before": subnet, "after": recovered.model}
         scores: dict[str, dict[str, Scores]] = {name: {} for name in models}
@@ -163,10 +167,8 @@ def main(settings: Settings) -> None:
             "protocol": protocol(settings, text, str(dtype), str(device)),
             "versions": versions(),
         }
-        save_checkpoint(
-            recovered.model, parent.config, shape, architecture, settings.out / "checkpoint",
-            tokenizer=tokenizer, generation_config=parent.generation_config, card=card(settings, record),
-        )  # fmt: skip
+        folder = save_again(recovered.model, settings.model, settings.out / "checkpoint")
+        (folder / "README.md").write_text(card(settings, record), encoding="utf-8")
         write_json(record, settings.out / "recovery.json")
         (settings.out / STATE).unlink(missing_ok=True)
     print(table(record))
@@ -230,19 +232,16 @@ def read_architecture(folder: Path, shape: Shape) -> Architecture:
     return architecture
 
 
-def as_cut(
-    loaded: PreTrainedModel, parent: PreTrainedModel, shape: Shape, architecture: Architecture
-) -> PreTrainedModel:
-    """The loaded weights in a cut of the parent: a model of the family's own classes, which can be saved
-    again. Which of the parent's units the weights were cut from does not matter any more."""
-    subnet = cut(parent, shape, architecture, own=True)
-    try:
-        subnet.load_state_dict(loaded.state_dict())
-    except RuntimeError as error:
+def check_widths(subnet: PreTrainedModel, architecture: Architecture) -> None:
+    """Raises `InputError` where the checkpoint's weights are not of its record's architecture."""
+    blocks = blocks_of(subnet)
+    wanted = [block.ffn for block in architecture.blocks]
+    if len(blocks) != len(wanted) or any(
+        layer.mlp.down_proj.in_features != ffn for layer, ffn in zip(blocks, wanted, strict=True) if ffn
+    ):
         raise InputError(
             f"the weights of the checkpoint do not have the widths of its {RECORD}; it is damaged"
-        ) from error
-    return subnet
+        )
 
 
 def teacher_of(settings: Settings, parent: PreTrainedModel, text: Text) -> Teacher | None:

@@ -26,6 +26,7 @@ from nas.evaluate import Scores
 from nas.finalists import Contender
 from nas.latency import Latency
 from nas.pairs import Pair
+from nas.repair import REPAIRS
 from nas.report import terminal_table, write_json
 from nas.report.record import METRICS
 from nas.shape import Shape
@@ -257,7 +258,9 @@ def card(report: Mapping[str, Any], architecture: Architecture, shape: Shape, co
             f"units ranked by {settings['ranking']} on {protocol['calibration']}",
             f"{own['evaluations']} real evaluations of subnets",
             f"searched with {settings['predictor']} and Optuna",
-            "repaired front to back, module by module, by least squares on calibration text; no training",
+            REPAIRS[settings["repair"]].words,
+            *[f"trained for {settings['recovery_steps']} steps towards the parent's logits"]
+            * bool(settings["recovery_steps"]),
         ],
         protocol=f"{settings['corpus']}: {protocol['validation']}; {protocol['test']}; windows of "
         f"{protocol['window']}; {protocol['dtype']}; parent {report['parent']['digest']}, "

@@ -101,6 +101,23 @@ def save_checkpoint(
     return folder
 
 
+def save_again(subnet: PreTrainedModel, like: Path, folder: Path) -> Path:
+    """Write a model that was loaded from `like`, a checkpoint of this project, and has other weights now,
+    into `folder`: in the dtype that `like` has them in, and with all else but the card as it is there.
+
+    The folder appears whole or not at all; what else is there is treated as by `save_checkpoint`.
+    """
+    folder = Path(folder).absolute()
+    _check_replaceable(folder)
+    stored = getattr(torch, json.loads((like / "config.json").read_text(encoding="utf-8"))["dtype"])
+    with _quiet(), _whole_or_not_at_all(folder) as partial:
+        subnet.to(stored).save_pretrained(partial)
+        for path in like.iterdir():
+            if path.suffix != ".safetensors" and not path.name.endswith((".index.json", ".md")):
+                shutil.copy(path, partial)
+    return folder
+
+
 def needs_code(
     subnet: PreTrainedModel, parent_config: PreTrainedConfig, shape: Shape, architecture: Architecture
 ) -> bool:

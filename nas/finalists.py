@@ -1,9 +1,10 @@
-"""Repair the few best subnets front to back and keep the one with the best real validation score."""
+"""Repair the few best subnets and keep the one with the best real validation score."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,10 @@ from nas.evaluate import Scores, evaluate
 from nas.pairs import Pair
 from nas.prepare import Prepared
 from nas.proposals import apart
+from nas.recovery import Recipe
+from nas.recovery.teacher import Teacher
+from nas.recovery.training import recover
+from nas.repair import Make
 from nas.repair.sequential import repair_front_to_back
 from nas.repair.stream import Stream
 from nas.shape import widths_of
@@ -24,7 +29,7 @@ from nas.space import SearchSpace
 
 @dataclass(frozen=True)
 class Finalist:
-    """A pair, as it was chosen, with the validation scores of its subnet after front-to-back repair."""
+    """A pair, as it was chosen, with the validation scores of its subnet after repair."""
 
     pair: Pair
     validation: Scores
@@ -56,6 +61,7 @@ def repair_and_choose(
     finalists: int,
     batch_size: int,
     name: str,
+    repair: Make = repair_front_to_back,
     stored: torch.dtype | None = None,
     quiet: bool = False,
 ) -> Contender:
@@ -78,7 +84,7 @@ def repair_and_choose(
     for pair in tqdm(
         [ranked[number] for number in top], desc=f"repair, {name}", unit="subnet", disable=quiet, leave=False
     ):
-        model = repair_front_to_back(prepared.parent, space.shape, pair.architecture, prepared.bank, dense)
+        model = repair(prepared.parent, space.shape, pair.architecture, prepared.bank, dense)
         if stored is not None:
             round_weights(model, stored)
         finalist = Finalist(pair, evaluate(model, validation, batch_size=batch_size))
@@ -96,3 +102,18 @@ def round_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
         rounded = weight.data.to(dtype).to(weight.dtype)
         if not torch.equal(rounded, weight.data):
             weight.data = rounded
+
+
+def recovered(
+    repair: Make, training: Tensor, steps: int, recipe: Recipe, teacher: Teacher, validation: Tensor
+) -> Make:
+    """The repair with some steps of training on `training` windows towards the parent's logits behind it;
+    the weights are the best on the way by the `validation` windows."""
+
+    def make(*given: Any) -> PreTrainedModel:
+        after = recover(
+            repair(*given), training, steps=steps, recipe=recipe, teacher=teacher, validation=validation
+        )
+        return after.model
+
+    return make

@@ -7,10 +7,8 @@ from collections.abc import Callable, Collection
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from nas.architecture import Architecture
-from nas.evaluate import evaluate
+from nas.block_importance import losses_without
 from nas.shape import Shape
-from nas.subnet import cut
 
 
 def drop_greedily(
@@ -33,16 +31,9 @@ def drop_greedily(
         raise ValueError(f"{count} of {len(free)} unprotected blocks cannot be dropped")
     gone: list[int] = []
     for _ in range(count):
-        losses = {}
-        for block in free:
-            if block not in gone:
-                subnet = cut(parent, shape, without(shape, {*gone, block}))
-                losses[block] = evaluate(subnet, windows, batch_size=batch_size).nll
-                progress(1)
+        losses = losses_without(
+            parent, shape, windows, [block for block in free if block not in gone], gone,
+            batch_size=batch_size, progress=progress,
+        )  # fmt: skip
         gone.append(min(losses, key=losses.__getitem__))
     return gone
-
-
-def without(shape: Shape, blocks: Collection[int]) -> Architecture:
-    """The parent's architecture without some blocks."""
-    return Architecture(shape.hidden, tuple(b for b in shape.parent.blocks if b.source not in blocks))

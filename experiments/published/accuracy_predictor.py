@@ -2,10 +2,10 @@
 
 Every module of every block but the ends has a pruning rate. Architectures with rates tied over neighbouring
 blocks and with free ones are cut by first-order Taylor importance and really evaluated: log-perplexity on two
-texts and, with `--tasks`, accuracy. One boosted regressor a target learns from 7 of 10 pairs; its permutation
-importances on the others reshape the ranges (rates of modules that matter are bounded, those of modules that
-do not may rise); of 10,000 architectures drawn from these the predicted best are really evaluated, and the
-best of them is taken. `--recovery-steps` trains it afterwards.
+texts and, with `--target-tasks`, accuracy. One boosted regressor a target learns from 7 of 10 pairs; its
+permutation importances on the others reshape the ranges (rates of modules that matter are bounded, those of
+modules that do not may rise); of 10,000 architectures drawn from these the predicted best are really
+evaluated, and the best of them is taken. `--recovery-steps` trains it afterwards.
 
     python -m experiments.published.accuracy_predictor --parent FOLDER --corpus FOLDER --second-corpus FOLDER
 """
@@ -15,7 +15,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,8 @@ from tqdm import tqdm
 
 from data.errors import InputError
 from experiments.command_line import option, run
-from experiments.published.case import Case, Outcome, run_system
+from experiments.published.case import Case
+from experiments.published.outcome import Outcome, run_system
 from experiments.published.protection import Protected, protected
 from experiments.published.targets import Targets, make_targets
 from experiments.results import seeded
@@ -56,9 +56,10 @@ class Settings(Protected):
         "", "a second text whose log-perplexity is a target too (validation split); none by default",
         group="system",
     )  # fmt: skip
-    tasks: tuple[str, ...] = option((), "tasks whose accuracy is a target too", group="system")
-    task_folder: Path | None = option(None, "folder of local task files; the Hub by default", group="system")
-    task_items: int = option(200, "items of each task (validation split)", group="system")
+    target_tasks: tuple[str, ...] = option(
+        (), "tasks whose accuracy is a target too", group="system", metavar="NAME"
+    )
+    target_items: int = option(200, "items of each (validation split)", group="system")
     tied: int = option(400, "pairs with rates tied over --tie neighbouring blocks", group="system")
     free: int = option(125, "pairs with free rates", group="system")
     tie: int = option(4, "blocks that share a rate in tied pairs", group="system")
@@ -70,7 +71,7 @@ class Settings(Protected):
 
 def prune(case: Case, keep: float, settings: Settings) -> Outcome:
     """Pairs, predictor, reshaped ranges, draws, verification."""
-    for name, least in {"tied": 5, "free": 5, "tie": 1, "draws": 1, "verified": 1, "task_items": 1}.items():
+    for name, least in {"tied": 5, "free": 5, "tie": 1, "draws": 1, "verified": 1, "target_items": 1}.items():
         if getattr(settings, name) < least:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(settings, name)}; give {least} or more")
     rng = np.random.default_rng(settings.seed)
@@ -79,9 +80,7 @@ def prune(case: Case, keep: float, settings: Settings) -> Outcome:
     budget = case.budget(keep)
     grid = ranges(case, keep, modules)
     ordered = permute(case.parent, case.shape, rank(case.evidence, CRITERIA["taylor_element1"]))
-    targets = make_targets(
-        case, settings.second_corpus, settings.tasks, settings.task_folder, settings.task_items
-    )
+    targets = make_targets(case, settings.second_corpus, settings.target_tasks, settings.target_items)
     store = Pairs(
         str(case.settings.out / f"accuracy_predictor-{keep:g}" / "pairs.journal"),
         Setting({"targets": targets.fields, "parent": case.digest, "tokens": case.text.digests,

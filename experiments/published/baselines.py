@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from experiments.published.case import Case, Common, Outcome
-from nas.greedy_drop import drop_greedily, without
+from transformers import PreTrainedModel
+
+from experiments.published.case import Case, Common
+from experiments.published.outcome import Outcome
+from nas.block_importance import BLOCK_CRITERIA, without
+from nas.greedy_drop import drop_greedily
 from nas.importance import CRITERIA
 from nas.importance.wanda import wanda as wanda_score
 from nas.oneshot import ends, global_threshold, same_share
@@ -45,7 +49,7 @@ def flap(case: Case, keep: float, settings: Common) -> Outcome:
     scores = [CRITERIA["fluctuation"](case.evidence, block) for block in range(case.shape.blocks)]
     architecture = architecture_of(global_threshold(scores, case.budget(keep)), case.shape)
     ordered = permute(case.parent, case.shape, ranking_of(scores))
-    model = walk(ordered, case.shape, architecture, case.text.calibration, [mean_bias])
+    model = walk(ordered, case.shape, architecture, _stream(case, ordered), [mean_bias])
     return Outcome(model, architecture, ["one global threshold on fluctuations", "mean bias"])
 
 
@@ -53,7 +57,7 @@ def wanda_sp(case: Case, keep: float, settings: Common) -> Outcome:
     """Wanda-sp (as in FLAP's comparison): weight magnitude times input norm, the same share in every block,
     block by block on what the pruned ones before pass on; no repair."""
     architecture = architecture_of(same_share(case.budget(keep)), case.shape)
-    model = walk(case.parent, case.shape, architecture, case.text.calibration, [choose(wanda_score)])
+    model = walk(case.parent, case.shape, architecture, _stream(case, case.parent), [choose(wanda_score)])
     return Outcome(model, architecture, ["units ranked by Wanda-sp, front to back", "no repair"])
 
 
@@ -72,7 +76,7 @@ def shortgpt(case: Case, keep: float, settings: Common) -> Outcome:
     """ShortGPT (arXiv 2403.03853): the blocks of least influence dropped at once; as many as come nearest to
     the fraction."""
     count = round((1 - keep) * case.shape.blocks)
-    influence = case.evidence.statistics.influence
+    influence = BLOCK_CRITERIA["influence"](case.evidence)
     gone = sorted(range(case.shape.blocks), key=lambda block: influence[block])[:count]
     return _without(case, gone, "of least influence dropped at once")
 
@@ -94,9 +98,13 @@ def uniform(case: Case, keep: float, settings: Common) -> Outcome:
     )  # fmt: skip
     row = space.indices(same_share(case.budget(keep))[None])
     architecture = architecture_of(space.widths(row)[0], case.shape)
-    dense = Stream(prepared.parent, case.text.calibration, settings.batch_size)
+    dense = _stream(case, prepared.parent)
     model = repair_front_to_back(prepared.parent, case.shape, architecture, prepared.bank, dense)
     return Outcome(model, architecture, ["units ranked by elimination", "repaired front to back"])
+
+
+def _stream(case: Case, parent: PreTrainedModel) -> Stream:
+    return Stream(parent, case.text.calibration, case.settings.batch_size)
 
 
 def _without(case: Case, gone: list[int], how: str) -> Outcome:

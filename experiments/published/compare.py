@@ -5,7 +5,8 @@ what is already there under `--out` is not run again, so that a comparison can g
 terminal, `compare.json` and `compare.png`.
 
     python -m experiments.published.compare --parent FOLDER --corpus FOLDER --keep 0.8 0.6 0.5
-    python -m experiments.published.compare --systems flap output_approximation uniform
+    python -m experiments.published.compare --systems flap output_approximation uniform --tasks piqa arc_easy
+    python -m experiments.published.compare --recovery lora --recovery-steps 200
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+from matplotlib.axes import Axes
 from matplotlib.ticker import FormatStrFormatter
 
 from data.errors import InputError
@@ -33,7 +35,9 @@ from experiments.published import (
     supernet,
 )
 from experiments.published.baselines import BASELINES
-from experiments.published.case import Case, Common, Outcome, open_case, produce, table
+from experiments.published.case import Case, Common, open_case
+from experiments.published.outcome import Outcome, produce
+from experiments.published.table import table
 from experiments.stages import say
 from nas.report import write_json
 
@@ -49,6 +53,7 @@ SYSTEMS: dict[str, tuple[type[Common], Callable[..., Outcome], dict[str, Any]]] 
     ),
     "estimation_fusion": (estimation_fusion.Settings, estimation_fusion.prune, {}),
     "supernet": (supernet.Settings, supernet.prune, {}),
+    "supernet_rotation": (supernet.Settings, supernet.prune, {"hidden_order": "rotation"}),
     **{name: (Common, baseline, {}) for name, baseline in BASELINES.items()},
 }
 """Settings, pruning function and what differs from the settings' defaults, by name."""
@@ -85,7 +90,7 @@ def main(settings: Settings) -> None:
     for name in settings.systems or tuple(SYSTEMS):
         for keep in settings.keep:
             try:
-                results.append(one(case, name, keep, settings))
+                results += one(case, name, keep, settings)
             except InputError as error:  # what this system cannot do, others can
                 say(f"{name} at {keep:g} is left out: {error}")
         write_json(results, settings.out / "compare.json")
@@ -95,8 +100,8 @@ def main(settings: Settings) -> None:
     plot(results, settings.out / "compare.png")
 
 
-def one(case: Case, name: str, keep: float, settings: Settings) -> dict[str, Any]:
-    """The record of one system at one fraction."""
+def one(case: Case, name: str, keep: float, settings: Settings) -> list[dict[str, Any]]:
+    """The records of one system at one fraction: as cut and, if asked for, as trained afterwards."""
     kind, prune, differs = SYSTEMS[name]
     own = kind(**{each.name: getattr(settings, each.name) for each in fields(Common)})
     counts = {count: max(5, round(getattr(own, count) * settings.effort)) for count in COUNTS.get(name, ())}
@@ -104,8 +109,25 @@ def one(case: Case, name: str, keep: float, settings: Settings) -> dict[str, Any
 
 
 def plot(results: list[dict[str, Any]], path: Path) -> None:
-    """Perplexity over the parent's against the fraction kept, a line a system."""
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    """Perplexity over the parent's against the fraction kept, a line a system; trained subnets beside."""
+    panels = {
+        "as cut": [result for result in results if result["recovery"] is None],
+        "after recovery": [result for result in results if result["recovery"] is not None],
+    }
+    panels = {name: each for name, each in panels.items() if each}
+    figure, grid = pyplot.subplots(
+        1, len(panels), figsize=(8 * len(panels), 6), layout="constrained", sharey=True, squeeze=False
+    )
+    for axes, (title, each) in zip(grid[0], panels.items(), strict=True):
+        _lines(axes, each)
+        axes.set(xlabel="fraction of the blocks' parameters kept", yscale="log", title=title)
+    grid[0][0].set_ylabel("test perplexity, times the parent's")
+    figure.suptitle(f"one parent, one text, one evaluation: {results[0]['asked']['parent']}")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _lines(axes: Axes, results: list[dict[str, Any]]) -> None:
     styles = ["-", "--", ":", "-."]
     worst = {result["system"]: result["over_parent"] for result in sorted(results, key=lambda r: -r["keep"])}
     for index, name in enumerate(sorted(worst, key=lambda system: -worst[system])):  # as the lines lie
@@ -113,16 +135,10 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
             {(result["kept"], result["over_parent"]) for result in results if result["system"] == name}
         )
         axes.plot(*zip(*points, strict=True), marker="o", linestyle=styles[index // 10 % 4], label=name)
-    axes.set(
-        xlabel="fraction of the blocks' parameters kept", ylabel="test perplexity, times the parent's",
-        yscale="log", title=f"one parent, one text, one evaluation: {results[0]['asked']['parent']}",
-    )  # fmt: skip
     for kind in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         kind(FormatStrFormatter("%.2f"))
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize="small", loc="upper right")
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 if __name__ == "__main__":

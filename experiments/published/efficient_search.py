@@ -23,11 +23,14 @@ from transformers import PreTrainedModel
 
 from data.errors import InputError
 from experiments.command_line import option, run
-from experiments.published.case import Case, Common, Outcome, run_system
+from experiments.published.case import Case, Common
+from experiments.published.outcome import Outcome, run_system
+from nas.block_importance import BLOCK_CRITERIA
 from nas.cost import Budget
 from nas.evaluate import evaluate
 from nas.importance.obs import obs_lines
 from nas.repair.steps import compensate
+from nas.repair.stream import Stream
 from nas.repair.walk import walk
 from nas.rotary import rotary_scores
 from nas.shape import Shape
@@ -112,9 +115,9 @@ def prune(case: Case, keep: float, settings: Settings) -> Outcome:
     else:
         steps = settings.admm_steps if settings.reform == "admm" else 0
         model = walk(
-            case.parent, case.shape, architecture, case.text.calibration,
+            case.parent, case.shape, architecture,
+            Stream(case.parent, case.text.calibration, settings.batch_size),
             [compensate(admm_steps=steps, rho=settings.rho)], rotary=rotary, channels=channels,
-            batch_size=settings.batch_size,
         )  # fmt: skip
     return Outcome(
         model,
@@ -144,7 +147,7 @@ def choices_of(case: Case, keep: float, settings: Settings) -> Choices:
     pair_step = max(1, settings.step // 2)
     pairs = {half, *(p for p in range(pair_step, half, pair_step) if p >= heads * half)}
     channels = {full, *(c for c in range(settings.step, full, settings.step) if c >= mlp * full)}
-    influence = case.evidence.statistics.influence
+    influence = BLOCK_CRITERIA["influence"](case.evidence)
     return Choices(
         tuple(sorted(pairs)) if settings.inside_heads else (half,),
         tuple(sorted(channels)),

@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from data.errors import InputError
 from experiments.command_line import option, run
-from experiments.published.case import Case, Outcome, run_system
+from experiments.published.case import Case
+from experiments.published.outcome import Outcome, run_system
 from experiments.published.protection import Protected, protected
 from nas.architecture import Architecture
 from nas.evaluate import evaluate

@@ -6,19 +6,14 @@ import json
 
 from transformers import AutoModelForCausalLM
 
-from data.errors import InputError
 from experiments import compress
-from experiments.published.case import Case, Common, Outcome
+from experiments.published.case import Case, Common
+from experiments.published.outcome import Outcome
 from nas.architecture import Architecture
 
 
 def prune(case: Case, keep: float, settings: Common) -> Outcome:
     """Run or resume the job in a folder of its own and take the checkpoint that it saved."""
-    if settings.recovery_steps:
-        raise InputError(
-            "the main job's checkpoint is recovered by experiments.recover; give --recovery-steps 0, or "
-            "other --systems"
-        )
     out = settings.out / f"secateur-{keep:g}" / "job"
     compress.main(
         compress.Settings(
@@ -39,4 +34,5 @@ def prune(case: Case, keep: float, settings: Common) -> Outcome:
         ["the main job with its defaults"],
         {"evaluations": report["subnet"]["evaluations"], "stages": report["stages"]},
         saved=out / "checkpoint",
+        seconds=sum(report["stages"].values()),
     )

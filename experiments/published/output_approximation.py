@@ -22,12 +22,14 @@ from transformers import GenerationMixin
 
 from data.errors import InputError
 from experiments.command_line import option, run
-from experiments.published.case import Case, Outcome, run_system
+from experiments.published.case import Case
+from experiments.published.outcome import Outcome, run_system
 from experiments.published.protection import Protected, protected
 from nas.importance.output_energy import output_energy
 from nas.importance.second_moment import product_form
 from nas.oneshot import same_share
 from nas.repair.steps import choose, compensate, reconstruct
+from nas.repair.stream import Stream
 from nas.repair.walk import Step, Visit, walk
 from nas.shape import architecture_of
 from nas.similarity import group_divergence, head_divergence, redundant
@@ -72,8 +74,9 @@ def prune(case: Case, keep: float, settings: Settings) -> Outcome:
     if settings.compensate:
         steps.append(compensate(settings.damping))
     model = walk(
-        case.parent, case.shape, architecture, windows_of(case, settings), steps,
-        untouched=frozenset(spared), batch_size=settings.batch_size,
+        case.parent, case.shape, architecture,
+        Stream(case.parent, windows_of(case, settings), settings.batch_size), steps,
+        untouched=frozenset(spared),
     )  # fmt: skip
     return Outcome(
         model,

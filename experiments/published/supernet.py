@@ -36,9 +36,11 @@ from data.corpus import load_corpus
 from data.errors import InputError
 from data.windows import draw, encode, windows
 from experiments.command_line import option, run
-from experiments.published.case import Case, Common, Outcome, run_system
+from experiments.published.case import Case, Common
+from experiments.published.outcome import Outcome, run_system
 from experiments.stages import say
 from nas.architecture import Architecture
+from nas.block_importance import BLOCK_CRITERIA
 from nas.cost import CostModel
 from nas.evaluate import evaluate
 from nas.families import shape_of
@@ -67,6 +69,7 @@ class Settings(Common):
     criterion: str = option(
         "activation", "order of heads and FFN channels in a block", group="order", choices=CRITERIA
     )
+    block_criterion: str = option("influence", "order of blocks", group="order", choices=BLOCK_CRITERIA)
     hidden_order: str = option(
         "activation",
         "order of hidden channels; rotation unties a tied head, none keeps all",
@@ -79,7 +82,7 @@ class Settings(Common):
     bins: int = option(22, "bins of size of the grid", group="space")
     draws: int = option(4, "random sub-networks in a bin (the scripts: 10 to 50)", group="space")
     grid_windows: int = option(8, "search windows that these are scored on", group="space")
-    steps: int = option(60, "training steps; 0 for none", group="training")
+    steps: int = option(400, "training steps; 0 for none", group="training")
     strategy: str = option("sandwich-kd", "what a step passes through", group="training", choices=STRATEGIES)
     sampled: int = option(2, "random sub-networks in a sandwich", group="training")
     smallest: bool = option(True, "the smallest sub-network in every sandwich", group="training")
@@ -145,7 +148,7 @@ def prune(case: Case, keep: float, settings: Settings) -> Outcome:
         best,
         [
             f"a super-network ordered by {settings.criterion}, hidden channels by {_stream(settings)}, "
-            "blocks by influence",
+            f"blocks by {settings.block_criterion}",
             f"trained for {settings.steps} steps of {settings.train_batch} windows, {settings.strategy} on "
             f"{len(whole.grid.architectures)} sub-networks of a {settings.grid} grid, "
             + (f"adapters of rank {settings.rank}" if settings.rank else "all weights"),
@@ -181,7 +184,12 @@ def super_network(case: Case, settings: Settings) -> SuperNetwork:
         grid = Grid(tuple(map(Architecture.from_json, record["grid"])), tuple(record["unreached"]))
         return SuperNetwork(model, shape, _cost(case, shape), space, grid, folder, record)
     start = perf_counter()
-    ordered = order(case.evidence, CRITERIA[settings.criterion], _stream(settings))
+    ordered = order(
+        case.evidence,
+        CRITERIA[settings.criterion],
+        _stream(settings),
+        BLOCK_CRITERIA[settings.block_criterion],
+    )
     shape = shape_of(ordered.model)
     cost, space = _cost(case, shape), _space(shape, ordered.blocks, settings)
     ordering_seconds, start = perf_counter() - start, perf_counter()
@@ -337,9 +345,9 @@ def _cost(case: Case, shape: Shape) -> CostModel:
 def _fields(case: Case, settings: Settings) -> dict[str, Any]:
     """All that a super-network depends on."""
     names = (
-        "seq_len", "seed", "criterion", "hidden_order", "fixed_hidden", "floor", "grid", "bins", "draws",
-        "grid_windows", "steps", "strategy", "sampled", "smallest", "train_batch", "learning_rate", "rank",
-        "alpha", "dropout", "adapt_ends",
+        "seq_len", "seed", "criterion", "block_criterion", "hidden_order", "fixed_hidden", "floor", "grid",
+        "bins", "draws", "grid_windows", "steps", "strategy", "sampled", "smallest", "train_batch",
+        "learning_rate", "rank", "alpha", "dropout", "adapt_ends",
     )  # fmt: skip
     return {
         "format": FORMAT, "parent": case.digest, "tokens": dict(case.text.digests),

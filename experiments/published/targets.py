@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from data.corpus import load_corpus
-from data.tasks import Item, read_task
+from data.errors import InputError
+from data.tasks import TASKS, Item, read_task
 from data.windows import encode, spread, windows
 from experiments.published.case import Case
 from nas.evaluate import evaluate
@@ -36,11 +36,10 @@ class Targets:
         return {name: measure(model) for name, measure in self.measures.items()}
 
 
-def make_targets(
-    case: Case, second_corpus: str, tasks: Sequence[str], task_folder: Path | None, task_items: int
-) -> Targets:
+def make_targets(case: Case, second_corpus: str, tasks: Sequence[str], task_items: int) -> Targets:
     """Negative log-perplexity on the case's validation windows and on as many of a second text, and accuracy
-    on tasks. Raises `InputError` for what cannot be read."""
+    on so many items of the tasks' validation splits. Raises `InputError` for what cannot be read, and for a
+    task that is also reported on and has one labelled split only."""
     size = case.settings.batch_size
     texts = {"log_perplexity": case.text.pairs}
     fields: dict[str, Any] = {"corpus": case.text.name, "windows": len(case.text.pairs)}
@@ -57,8 +56,13 @@ def make_targets(
     measures: dict[str, Callable[[PreTrainedModel], float]] = {
         name: partial(score, seen) for name, seen in texts.items()
     }
-    for name in tasks:
-        task = read_task(name, task_folder, split="validation", limit=task_items)
+    for name in dict.fromkeys(tasks):
+        task = read_task(name, case.settings.task_folder, split="validation", limit=task_items)
+        if name in case.settings.tasks and len(TASKS[name].parts) == 1:
+            raise InputError(
+                f"{name} has one labelled split, and what is searched on cannot be reported on; take it "
+                "out of --tasks or --target-tasks"
+            )
         fields[name] = task.digest
 
         def accuracy(model: PreTrainedModel, items: Sequence[Item] = task.items) -> float:

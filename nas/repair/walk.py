@@ -100,26 +100,24 @@ def walk(
     parent: PreTrainedModel,
     shape: Shape,
     architecture: Architecture,
-    windows: Tensor,
+    dense: Stream,
     steps: Sequence[Step],
     *,
     untouched: frozenset[int] = frozenset(),
     rotary: RotaryOrders | None = None,
     channels: ChannelOrders | None = None,
-    batch_size: int = 8,
     progress: Callable[[int], object] = lambda done: None,
 ) -> PreTrainedModel:
     """The subnet, as a model of its own: every kept module of the parent gets all `steps` in turn, is then
     cut to its first units, and passes the stream on. Blocks in `untouched` are cut without steps.
 
     With `rotary` or `channels` the units that are kept are given by orders, as in `cut`, and steps must not
-    reorder. All statistics come from `windows` (n, seq_len) behind the already cut predecessors. The parent
-    is left as it is; `progress` is told of each finished block.
+    reorder. All statistics come from the windows of `dense`, the parent's stream, behind the already cut
+    predecessors. The parent is left as it is; `progress` is told of each finished block.
     """
     check_fits(architecture, shape)
     model = copy.deepcopy(parent).requires_grad_(False)
     family = family_of(parent.config)
-    dense = Stream(parent, windows, batch_size)
     own = dense.before(0)
     for block in architecture.blocks:
         layer, source = blocks_of(model)[block.source], blocks_of(parent)[block.source]

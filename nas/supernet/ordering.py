@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from nas.block_importance import BlockCriterion, influence
 from nas.evidence import Evidence
 from nas.importance import Criterion
 from nas.ranking import permute, rank
@@ -33,17 +34,19 @@ STREAMS: dict[str, Callable[[PreTrainedModel, Tensor, int], PreTrainedModel]] = 
 
 @dataclass(frozen=True)
 class Ordered:
-    """A parent whose units are in order of importance, and its blocks, most influential first."""
+    """A parent whose units are in order of importance, and its blocks, most important first."""
 
     model: PreTrainedModel
     blocks: tuple[int, ...]
 
 
-def order(evidence: Evidence, criterion: Criterion, stream: str) -> Ordered:
+def order(
+    evidence: Evidence, criterion: Criterion, stream: str, blocks: BlockCriterion = influence
+) -> Ordered:
     """A copy of the evidence's parent in order: KV groups, queries and FFN channels of every block by the
-    criterion, hidden channels as `STREAMS` names it, blocks by their influence (ShortGPT, arXiv 2403.03853:
-    1 - the mean cosine between what enters and what leaves a block). Its logits are the parent's."""
-    influence = evidence.statistics.influence
-    blocks = sorted(range(len(influence)), key=lambda block: -influence[block])
+    criterion, hidden channels as `STREAMS` names it, blocks by a criterion of theirs. Its logits are the
+    parent's."""
+    scores = blocks(evidence)
+    ordered = sorted(range(len(scores)), key=lambda block: -scores[block])
     streamed = STREAMS[stream](evidence.parent, evidence.windows, evidence.batch_size)
-    return Ordered(permute(streamed, evidence.shape, rank(evidence, criterion)), tuple(blocks))
+    return Ordered(permute(streamed, evidence.shape, rank(evidence, criterion)), tuple(ordered))

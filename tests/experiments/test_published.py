@@ -1,6 +1,7 @@
 """Published systems run on a toy, fit their fraction, save what loads, and are compared."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from experiments.published import (
     estimation_fusion,
     output_approximation,
 )
-from experiments.published.case import RESULT
+from experiments.published.outcome import RESULT
+from tests.data.tiny_tasks import expect_tiny, write_tasks
 from tests.experiments.toy_job import WORDS, everything_in, make_toy
 
 SMALL = {
@@ -42,7 +44,11 @@ def compared(toy: Path, out: Path, *more: str) -> int:
 @pytest.fixture(scope="module")
 def everything(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("compared")
-    assert compared(toy, out, "--effort", "0.02") == 0
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("supernet", "supernet_rotation"):
+            kind, prune, differs = compare.SYSTEMS[name]
+            patch.setitem(compare.SYSTEMS, name, (kind, prune, {**differs, "steps": 4}))
+        assert compared(toy, out, "--effort", "0.02") == 0
     return out
 
 
@@ -98,6 +104,30 @@ def test_other_settings_are_measured_anew(toy: Path, tmp_path: Path) -> None:
     assert (first["asked"]["calibration_windows"], second["asked"]["calibration_windows"]) == (16, 4)
 
 
+def test_another_text_or_task_is_measured_without_pruning_again(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert compared(toy, tmp_path, "--systems", "flap") == 0
+    monkeypatch.setitem(compare.SYSTEMS, "flap", (compare.Common, refuse, {}))
+    (first,) = json.loads((tmp_path / "compare.json").read_text())
+    shutil.copytree(toy / "corpus", tmp_path / "second")
+    write_tasks(tmp_path / "tasks")
+    expect_tiny(monkeypatch)
+    more = ("--more-corpora", str(tmp_path / "second"), "--test-windows", "5")
+    more += ("--tasks", "copa", "piqa", "--task-folder", str(tmp_path / "tasks"))
+    assert compared(toy, tmp_path, "--systems", "flap", *more) == 0
+    (second,) = json.loads((tmp_path / "compare.json").read_text())
+    assert second["architecture"] == first["architecture"]
+    assert len(second["perplexities"]) == len(second["parent"]["perplexities"]) == 2
+    assert set(second["tasks"]) == set(second["parent"]["tasks"]) == {"copa", "piqa"}
+    card = (Path(second["checkpoint"]) / "README.md").read_text()
+    assert all(f"{value:.4g}" in card for value in second["perplexities"].values())
+
+
+def refuse(*_: object) -> compare.Outcome:
+    raise AssertionError("pruned again")
+
+
 @pytest.mark.parametrize("mode", ["fixed", "reliability", "attention", "searched"])
 def test_fusion_finds_its_weights_in_every_mode(toy: Path, tmp_path: Path, mode: str) -> None:
     more = ("--mode", mode, "--trials", "6", "--weight", "1")
@@ -126,9 +156,9 @@ def test_what_a_system_made_can_be_trained_towards_its_parent(toy: Path, tmp_pat
         pytest.importorskip("peft", reason="LoRA is an extra")
     more = ("--systems", "shortgpt", "--recovery", method, "--recovery-steps", "20", "--keep", "0.2")
     assert compared(toy, tmp_path, *more) == 0
-    result = json.loads((tmp_path / "shortgpt-0.2" / RESULT).read_text())
-    (before,) = result["details"]["before_recovery"].values()
-    assert result["perplexity"] < before
+    before, result = json.loads((tmp_path / "compare.json").read_text())
+    assert result["perplexity"] < before["perplexity"]
+    assert (result["system"], result["recovery"]["steps"]) == (f"shortgpt+{method}", 20)
     model = AutoModelForCausalLM.from_pretrained(result["checkpoint"], trust_remote_code=True)
     assert not any("lora" in name for name, _ in model.named_parameters())
 
@@ -164,6 +194,17 @@ def test_the_accuracy_predictor_reports_itself_and_goes_on_where_it_stopped(
     second = json.loads(path.read_text())
     assert second["architecture"] == first["architecture"]
     assert path.with_name("pairs.journal").read_bytes() == store  # nothing was measured twice
+
+
+def test_what_is_searched_on_is_not_reported(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tasks(tmp_path / "tasks")
+    expect_tiny(monkeypatch)
+    words = given(toy, tmp_path / "out", "--tasks", "copa", "--task-folder", str(tmp_path / "tasks"))
+    words += ["--target-tasks", "copa"]
+    assert run(accuracy_predictor.Settings, accuracy_predictor.main, words) == 2
+    assert "copa has one labelled split" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

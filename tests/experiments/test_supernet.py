@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 from data.errors import InputError
 from experiments.command_line import parse, run
 from experiments.published import supernet
-from experiments.published.case import RESULT, open_case
+from experiments.published.case import open_case
+from experiments.published.outcome import RESULT
 from nas.architecture import Architecture
 from nas.families import count
 from nas.subnet import cut

@@ -5,9 +5,12 @@ import pytest
 import torch
 
 from data.errors import InputError
+from nas.block_importance import BLOCK_CRITERIA, without
 from nas.cost import CostModel, budget_of
+from nas.evaluate import evaluate
+from nas.evidence import Evidence
 from nas.families import shape_of
-from nas.greedy_drop import drop_greedily, without
+from nas.greedy_drop import drop_greedily
 from nas.importance import UnitScores
 from nas.oneshot import ends, global_threshold, same_share
 from nas.shape import Shape, architecture_of
@@ -93,6 +96,31 @@ def test_the_ends_are_the_first_and_last_blocks() -> None:
     assert ends(shape, 1, 1) == (0, 2)
     assert ends(shape, 0, 0) == ()
     assert ends(shape, 4, 2) == (0, 1, 2)
+
+
+@pytest.mark.parametrize("criterion", BLOCK_CRITERIA)
+@pytest.mark.parametrize("name", PARENTS)
+def test_block_criteria_are_finite_deterministic_and_leave_the_parent(name: str, criterion: str) -> None:
+    parent = tiny_parent(name)
+    shape, windows = shape_of(parent), tokens(batch=4)
+    before = {key: value.clone() for key, value in parent.state_dict().items()}
+    first, second = (BLOCK_CRITERIA[criterion](Evidence(parent, shape, windows)) for _ in range(2))
+    assert first.shape == (shape.blocks,) and np.isfinite(first).all()
+    assert (first == second).all()
+    assert all(torch.equal(value, before[key]) for key, value in parent.state_dict().items())
+
+
+def test_a_block_that_does_nothing_matters_least() -> None:
+    parent = tiny_parent("llama")
+    layer = parent.model.layers[1]
+    for linear in (layer.self_attn.o_proj, layer.mlp.down_proj):
+        linear.weight.data.zero_()
+    evidence = Evidence(
+        parent, shape_of(parent), parent.generate(tokens(2, 8), max_length=24, do_sample=True)
+    )
+    assert BLOCK_CRITERIA["influence"](evidence).argmin() == 1
+    whole = evaluate(parent, evidence.windows).nll
+    assert BLOCK_CRITERIA["drop_one_loss"](evidence)[1] == pytest.approx(whole, abs=1e-6)
 
 
 def test_blocks_are_dropped_one_by_one_as_brute_force_does() -> None:

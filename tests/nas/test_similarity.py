@@ -8,6 +8,7 @@ import torch
 from nas.families import blocks_of, shape_of
 from nas.importance.output_energy import output_energy
 from nas.repair.steps import choose
+from nas.repair.stream import Stream
 from nas.repair.walk import Visit, walk
 from nas.similarity import group_divergence, head_divergence, redundant
 from tests.nas.tiny_models import PARENTS, tiny_parent, tokens
@@ -24,7 +25,7 @@ def divergence_of(name: str, block: int = 1) -> torch.Tensor:
         if visit.is_attention and visit.block.source == block:
             found.append(head_divergence(visit.layer.self_attn, visit.arguments, visit.normed))
 
-    walk(parent, shape_of(parent), shape_of(parent).parent, WINDOWS, [look])
+    walk(parent, shape_of(parent), shape_of(parent).parent, Stream(parent, WINDOWS), [look])
     return found[0]
 
 
@@ -69,7 +70,7 @@ def test_twins_are_found_and_the_less_important_goes() -> None:
             heads = head_divergence(visit.layer.self_attn, visit.arguments, visit.normed)
             found.append(group_divergence(shape, heads))
 
-    walk(parent, shape, shape.parent, WINDOWS, [look, choose(output_energy)])
+    walk(parent, shape, shape.parent, Stream(parent, WINDOWS), [look, choose(output_energy)])
     assert torch.equal(found[0], group_divergence(shape, found[0]))  # a group is a head here
     importance = torch.tensor([1.0, 5.0, 1.0, 4.0])
     assert redundant(found[0], importance, 1e-6) == [3]

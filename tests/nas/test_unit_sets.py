@@ -8,6 +8,7 @@ from nas.cost import CostModel, budget_of
 from nas.families import blocks_of, shape_of
 from nas.ranking import Ranking, permute
 from nas.repair.steps import compensate
+from nas.repair.stream import Stream
 from nas.repair.walk import walk
 from nas.subnet import cut, inside_heads
 from nas.unit_sets import BlockSets, UnitSets, most_important, resized, swapped
@@ -77,7 +78,7 @@ def test_reformation_of_sets_helps_and_keeps_them() -> None:
     architecture, windows = sets.architecture(shape), tokens(batch=24)
     given = {"rotary": sets.rotary(), "channels": sets.channels()}
     plain = cut(parent, shape, architecture, **given)
-    reformed = walk(parent, shape, architecture, windows, [compensate()], **given)
+    reformed = walk(parent, shape, architecture, Stream(parent, windows), [compensate()], **given)
     with torch.no_grad():
         wanted = parent.model(windows).last_hidden_state
         errors = [
@@ -100,8 +101,11 @@ def test_sets_of_channels_are_reformed_like_a_permuted_parent() -> None:
         tuple(torch.arange(shape.queries_per_group).expand(shape.kv_groups, -1) for _ in whole.queries),
         tuple(sets.channels()),
     )
-    by_sets = walk(parent, shape, architecture, windows, [compensate()], channels=sets.channels())
-    by_prefix = walk(permute(parent, shape, same), shape, architecture, windows, [compensate()])
+    by_sets = walk(
+        parent, shape, architecture, Stream(parent, windows), [compensate()], channels=sets.channels()
+    )
+    ordered = permute(parent, shape, same)
+    by_prefix = walk(ordered, shape, architecture, Stream(ordered, windows), [compensate()])
     with torch.no_grad():
         torch.testing.assert_close(by_sets(tokens()).logits, by_prefix(tokens()).logits, rtol=1e-3, atol=1e-3)
 

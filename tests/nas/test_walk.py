@@ -17,6 +17,7 @@ from nas.importance.second_moment import product_form
 from nas.linear import admm, prefix_solution
 from nas.ranking import head_columns
 from nas.repair.steps import choose, compensate, mean_bias, reconstruct
+from nas.repair.stream import Stream
 from nas.repair.walk import Visit, walk
 from nas.shape import Shape
 from nas.subnet import cut
@@ -37,7 +38,7 @@ def test_without_steps_a_walk_is_a_cut(name: str, what: str) -> None:
     parent, shape = permuted_parent(name)
     architecture = architecture_of_cut(what, shape)
     before = {key: value.clone() for key, value in parent.state_dict().items()}
-    walked = walk(parent, shape, architecture, WINDOWS, [])
+    walked = walk(parent, shape, architecture, Stream(parent, WINDOWS), [])
     assert torch.equal(logits(walked), logits(cut(parent, shape, architecture)))
     assert all(torch.equal(value, before[key]) for key, value in parent.state_dict().items())
 
@@ -45,7 +46,7 @@ def test_without_steps_a_walk_is_a_cut(name: str, what: str) -> None:
 def steps_seen(name: str, architecture: Architecture, shape: Shape) -> list[Visit]:
     parent, _ = permuted_parent(name)
     seen: list[Visit] = []
-    walk(parent, shape, architecture, WINDOWS, [seen.append])
+    walk(parent, shape, architecture, Stream(parent, WINDOWS), [seen.append])
     return seen
 
 
@@ -74,7 +75,7 @@ def test_compensation_never_raises_the_error_it_minimises(name: str) -> None:
         compensate(1e-6)(visit)
         errors.append(error(visit.output, states, wanted))
 
-    walk(parent, shape, architecture_of_cut("narrow", shape), WINDOWS, [measure])
+    walk(parent, shape, architecture_of_cut("narrow", shape), Stream(parent, WINDOWS), [measure])
     assert len(errors) == 4 * shape.blocks
     assert all(
         after <= before * (1 + 1e-4) + 1e-6 for before, after in zip(errors[::2], errors[1::2], strict=True)
@@ -97,15 +98,15 @@ def test_admm_converges_to_the_closed_form(seed: int) -> None:
 def test_admm_as_a_step_comes_to_what_the_closed_form_does() -> None:
     parent, shape = permuted_parent("llama")
     architecture = architecture_of_cut("narrow", shape)
-    closed = walk(parent, shape, architecture, WINDOWS, [compensate()])
-    iterated = walk(parent, shape, architecture, WINDOWS, [compensate(admm_steps=400)])
+    closed = walk(parent, shape, architecture, Stream(parent, WINDOWS), [compensate()])
+    iterated = walk(parent, shape, architecture, Stream(parent, WINDOWS), [compensate(admm_steps=400)])
     torch.testing.assert_close(logits(iterated), logits(closed), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", PARENTS)
 def test_where_nothing_has_drifted_reconstruction_changes_nothing(name: str) -> None:
     parent, shape = permuted_parent(name)
-    walked = walk(parent, shape, shape.parent, WINDOWS, [reconstruct()])
+    walked = walk(parent, shape, shape.parent, Stream(parent, WINDOWS), [reconstruct()])
     torch.testing.assert_close(logits(walked), logits(parent), rtol=1e-3, atol=2e-3)
 
 
@@ -120,7 +121,7 @@ def test_reconstruction_brings_a_drifted_module_nearer_to_the_parent() -> None:
         reconstruct(1e-4)(visit)
         errors.append(error(visit.output, visit.states(), wanted))
 
-    walk(parent, shape, architecture, WINDOWS, [measure])
+    walk(parent, shape, architecture, Stream(parent, WINDOWS), [measure])
     assert len(errors) == 8
     assert all(after < 0.9 * before for before, after in zip(errors[::2], errors[1::2], strict=True))
 
@@ -129,7 +130,7 @@ def test_reconstruction_brings_a_drifted_module_nearer_to_the_parent() -> None:
 def test_a_mean_bias_gives_a_module_its_mean_output_back(name: str) -> None:
     parent, shape = permuted_parent(name)
     architecture = architecture_of_cut("narrow", shape)
-    walked = walk(parent, shape, architecture, WINDOWS, [mean_bias])
+    walked = walk(parent, shape, architecture, Stream(parent, WINDOWS), [mean_bias])
     visit = steps_seen(name, architecture, shape)[0]
     family = family_of(parent.config)
     assert family.attention_pre
@@ -164,7 +165,7 @@ def test_a_choice_keeps_the_units_that_the_criterion_puts_first(score: object) -
             )
             chosen.append(head_columns(shape, groups, queries)[0])
 
-    walked = walk(parent, shape, architecture, WINDOWS, [note, choose(score)])  # type: ignore[arg-type]
+    walked = walk(parent, shape, architecture, Stream(parent, WINDOWS), [note, choose(score)])  # type: ignore[arg-type]
     kept = blocks_of(walked)[0].self_attn.o_proj.weight
     assert torch.equal(kept, blocks_of(parent)[0].self_attn.o_proj.weight[:, chosen[0]][:, : kept.shape[1]])
 
@@ -180,7 +181,13 @@ def test_channels_can_be_chosen_by_the_whole_mlp() -> None:
             grams.append(x.T @ x / len(x))
 
     architecture = architecture_of_cut("uniform", shape)
-    walked = walk(parent, shape, architecture, WINDOWS, [note, choose(output_energy, channels=product_form)])
+    walked = walk(
+        parent,
+        shape,
+        architecture,
+        Stream(parent, WINDOWS),
+        [note, choose(output_energy, channels=product_form)],
+    )
     mlp = blocks_of(parent)[0].mlp
     first = product_form(mlp, grams[0]).argsort(descending=True)[: architecture.blocks[0].ffn]
     kept = blocks_of(walked)[0].mlp.up_proj.weight
@@ -190,7 +197,9 @@ def test_channels_can_be_chosen_by_the_whole_mlp() -> None:
 def test_untouched_blocks_are_cut_without_steps() -> None:
     parent, shape = permuted_parent("llama")
     architecture = architecture_of_cut("narrow", shape)
-    walked = walk(parent, shape, architecture, WINDOWS, [compensate()], untouched=frozenset({0, 1, 2}))
+    walked = walk(
+        parent, shape, architecture, Stream(parent, WINDOWS), [compensate()], untouched=frozenset({0, 1, 2})
+    )
     assert torch.equal(logits(walked), logits(cut(parent, shape, architecture)))
 
 
@@ -204,7 +213,7 @@ def test_output_matrices_that_were_given_a_bias_keep_it_on_disk(
     monkeypatch.setattr(sys, "path", [*sys.path])
     parent, shape = permuted_parent(name)
     architecture = architecture_of_cut(what, shape)
-    subnet = walk(parent, shape, architecture, WINDOWS, [mean_bias])
+    subnet = walk(parent, shape, architecture, Stream(parent, WINDOWS), [mean_bias])
     save_checkpoint(subnet, parent.config, shape, architecture, tmp_path / "subnet")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "subnet", trust_remote_code=True)
     assert torch.equal(logits(loaded), logits(subnet))

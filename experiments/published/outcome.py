@@ -1,0 +1,227 @@
+"""From the subnet that a system makes to its checkpoint, what that scores when loaded, and its record."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from experiments.published.case import Case, Common, open_case
+from experiments.published.table import table
+from experiments.results import versions
+from experiments.stages import say
+from nas.architecture import Architecture
+from nas.card import model_card
+from nas.export import CODE, save_again, save_checkpoint
+from nas.families import count
+from nas.parent import stored_dtype
+from nas.recovery import Recipe
+from nas.recovery.teacher import LiveTeacher
+from nas.recovery.training import recover
+from nas.report import write_json
+from nas.shape import Shape
+
+RESULT, STATE = "result.json", "recovery.pt"
+S = TypeVar("S", bound="Common")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a system made of a case: a subnet of its own, its architecture, how it was made in a few
+    sentences, what else is worth a record, and, where the system has saved one itself, the checkpoint and the
+    seconds that it took. `basis` is the configuration and the shape of what it was cut out of, where that is
+    no longer the parent's: a rotation unties the head."""
+
+    model: PreTrainedModel
+    architecture: Architecture
+    method: list[str]
+    details: dict[str, Any] = field(default_factory=dict)
+    saved: Path | None = None
+    seconds: float | None = None
+    basis: tuple[PreTrainedConfig, Shape] | None = None
+
+
+System = Callable[[Case, float, S], Outcome]
+"""Prunes the case's parent to a fraction of its blocks' parameters."""
+
+
+def produce(case: Case, name: str, keep: float, system: System[S], settings: S) -> list[dict[str, Any]]:
+    """The record of a system at one fraction and, with `recovery_steps`, that of the same subnet trained.
+
+    Checkpoints and records are saved under `--out`. What the same settings made before is not made again, and
+    what was measured on the same texts and tasks is not measured again.
+    """
+    folder = case.settings.out / f"{name}-{keep:g}"
+    asked = _asked(settings, keep)
+    made = _read(folder, asked)
+    if made is None:
+        say(f"{name} at {keep:g}")
+        made = _make(case, name, keep, system, settings, folder) | {"asked": asked}
+        write_json(made, folder / RESULT)
+    records = [_scored(case, made, folder)]
+    if settings.recovery_steps:
+        folder = folder.with_name(f"{folder.name}-{settings.recovery}{settings.recovery_steps}")
+        asked |= {"recovery": settings.recovery, "recovery_steps": settings.recovery_steps}
+        trained = _read(folder, asked)
+        if trained is None:
+            trained = _trained(case, made, folder) | {"asked": asked}
+            write_json(trained, folder / RESULT)
+        records.append(_scored(case, trained, folder))
+    return records
+
+
+def run_system(name: str, system: System[S], settings: S) -> None:
+    """The main of a system's own script: every fraction asked for, and a table."""
+    case = open_case(settings)
+    print(table([each for keep in settings.keep for each in produce(case, name, keep, system, settings)]))
+
+
+def _make(case: Case, name: str, keep: float, system: System[S], settings: S, folder: Path) -> dict[str, Any]:
+    """Prune, save, and tell what came out; nothing is measured yet."""
+    start = perf_counter()
+    outcome = system(case, keep, settings)
+    seconds = outcome.seconds or perf_counter() - start
+    config, shape = outcome.basis or (case.config, case.shape)
+    checkpoint = outcome.saved or save_checkpoint(
+        outcome.model, config, shape, outcome.architecture, folder / "checkpoint", tokenizer=case.tokenizer,
+        generation_config=case.parent.generation_config,
+        dtype=stored_dtype(case.settings.parent, case.parent.dtype),
+    )  # fmt: skip
+    return {
+        "system": name,
+        "keep": keep,
+        "kept": case.kept(outcome.architecture),
+        "parameters_kept": count([outcome.model]) / count([case.parent]),
+        "seconds": seconds,
+        "recovery": None,
+        "checkpoint": str(checkpoint),
+        "architecture": asdict(outcome.architecture),
+        "costs": replace(case.cost, shape=shape)(outcome.architecture),
+        "method": outcome.method,
+        "details": outcome.details,
+        "measured": None,
+        "versions": versions(),
+    }
+
+
+def _trained(case: Case, made: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The same subnet trained towards the parent's logits on training text, its weights the best on the way
+    by the windows that results are chosen on. A training that was interrupted goes on."""
+    settings = case.settings
+    method, steps = settings.recovery, settings.recovery_steps
+    folder.mkdir(parents=True, exist_ok=True)
+    say(f"{made['system']} at {made['keep']:g}: recovery, {method}, {steps} steps")
+    with tqdm(total=steps, desc="recovery", unit="step", leave=False) as bar:
+        after = recover(
+            _load(case, made["checkpoint"]), case.text.training, method=method, steps=steps,
+            recipe=Recipe(batch_size=settings.batch_size, seed=settings.seed),
+            teacher=LiveTeacher(case.parent), validation=case.text.final, state=folder / STATE,
+            progress=bar.update,
+        )  # fmt: skip
+    checkpoint = save_again(after.model, Path(made["checkpoint"]), folder / "checkpoint")
+    (folder / STATE).unlink(missing_ok=True)
+    tokens = steps * settings.batch_size * settings.seq_len
+    return {
+        **made,
+        "system": f"{made['system']}+{method}",
+        "seconds": made["seconds"] + after.seconds,
+        "recovery": {"method": method, "steps": steps, "tokens": tokens, "kept_step": after.kept_step},
+        "checkpoint": str(checkpoint),
+        "method": [*made["method"], f"recovered: {method}, {steps} steps, {tokens:,} tokens, distilled from "
+                   "the parent"],
+        "measured": None,
+    }  # fmt: skip
+
+
+def _scored(case: Case, made: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The record with what the checkpoint scores, as anybody would load it; stored and put on its card."""
+    protocol = {
+        "parent": case.digest,
+        "dtype": str(case.parent.dtype),
+        "calibration": list(case.text.calibration.shape),
+        **case.measures.record,
+    }
+    if made["measured"] == protocol:
+        return made
+    dense = case.parent_scores
+    own = case.measures.of(_load(case, made["checkpoint"]), case.tokenizer)
+    main = case.text.name
+    result = {
+        **made,
+        "perplexity": own["perplexities"][main],
+        "over_parent": own["perplexities"][main] / dense["perplexities"][main],
+        **own,
+        "parent": dense,
+        "measured": protocol,
+    }
+    if Path(made["checkpoint"]).parent == folder:  # one that a system has saved itself has its own card
+        card = _card(case, result)
+        (folder / "checkpoint" / "README.md").write_text(card, encoding="utf-8")
+    write_json(result, folder / RESULT)
+    return result
+
+
+def _load(case: Case, checkpoint: str) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        checkpoint, trust_remote_code=True, dtype=case.parent.dtype
+    )
+    return model.to(case.parent.device).eval().requires_grad_(False)
+
+
+def _asked(settings: Common, keep: float) -> dict[str, Any]:
+    """All settings that a checkpoint depends on, as they come back from JSON."""
+    elsewhere = {
+        "out", "cache", "device", "keep", "more_corpora", "tasks", "task_folder", "task_items",
+        "test_windows", "recovery", "recovery_steps",
+    }  # fmt: skip
+    asked = {
+        each.name: getattr(settings, each.name) for each in fields(settings) if each.name not in elsewhere
+    }
+    read: dict[str, Any] = json.loads(json.dumps({**asked, "keep": keep}, default=str))
+    return read
+
+
+def _read(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The record in a folder, if it was made with these settings."""
+    try:
+        result: dict[str, Any] = json.loads((folder / RESULT).read_text())
+        return result if result["asked"] == asked else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _card(case: Case, result: Mapping[str, Any]) -> str:
+    whole = case.cost(case.shape.parent)
+    texts = ", ".join(f"{name}: {len(each)} windows" for name, each in case.measures.texts.items())
+    scores = {
+        f"{corpus}, test perplexity": (value, result["parent"]["perplexities"][corpus])
+        for corpus, value in result["perplexities"].items()
+    }
+    scores |= {
+        f"{task}, accuracy": (own["acc"], result["parent"]["tasks"][task]["acc"])
+        for task, own in result["tasks"].items()
+    }
+    return model_card(
+        Architecture.from_json(json.dumps(result["architecture"])),
+        case.shape,
+        parent=case.settings.parent,
+        licence="apache-2.0" if case.settings.parent == "demo" else None,
+        method=result["method"],
+        protocol=f"{texts} of {case.settings.seq_len} tokens; {case.parent.dtype}; parent {case.digest}; "
+        + " ".join(["python -m", _module(), *sys.argv[1:]]),
+        scores=scores,
+        costs={name: (own, whole[name]) for name, own in result["costs"].items()},
+        code=(Path(result["checkpoint"]) / CODE).exists(),
+    )
+
+
+def _module() -> str:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name if spec else "experiments.published.compare"

@@ -1,0 +1,37 @@
+"""Results side by side in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def table(results: Sequence[Mapping[str, Any]]) -> str:
+    """A line for each result, the parent's first; a column for each text and task that was measured."""
+    corpora = list(dict.fromkeys(name for result in results for name in result["perplexities"]))
+    tasks = list(dict.fromkeys(name for result in results for name in result["tasks"]))
+    wide = max((len(result["system"]) for result in results), default=6)
+
+    def line(name: str, keep: str, kept: str, scores: Mapping[str, Any], ratio: float, seconds: str) -> str:
+        texts = [shown(scores["perplexities"].get(each), 18, 2) for each in corpora]
+        hits = [shown(scores["tasks"].get(each, {}).get("acc"), 15, 3) for each in tasks]
+        return f"{name:{wide}}{keep:>6}{kept:>8}{''.join(texts)}{ratio:10.3f}{''.join(hits)}{seconds:>9}"
+
+    lines = [
+        f"{'system':{wide}}{'keep':>6}{'kept':>8}"
+        + "".join(f"{corpus[-16:]:>18}" for corpus in corpora)
+        + f"{'× parent':>10}"
+        + "".join(f"{task:>15}" for task in tasks)
+        + f"{'seconds':>9}"
+    ]
+    if results:
+        lines.append(line("parent", "", "1.000", results[0]["parent"], 1.0, ""))
+    for each in results:
+        keep, kept = f"{each['keep']:g}", f"{each['kept']:.3f}"
+        lines.append(line(each["system"], keep, kept, each, each["over_parent"], f"{each['seconds']:.0f}"))
+    return "\n".join(lines)
+
+
+def shown(value: float | None, wide: int, digits: int) -> str:
+    """A number in a column; a dash where there is none."""
+    return f"{'–':>{wide}}" if value is None else f"{value:{wide}.{digits}f}"
