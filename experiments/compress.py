@@ -17,6 +17,7 @@ import sys
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +42,7 @@ from experiments.results import (
     versions,
 )
 from experiments.stages import Stages, say
-from experiments.text import read_text
+from experiments.text import calibrated_on, read_text
 from nas.baselines import dropped_layers, random_cuts, uniform_cuts
 from nas.building import Measure, RecoveredMeter, SubnetMeter, build_pairs
 from nas.cost import CostModel, budget_of, check_limits
@@ -184,20 +185,12 @@ def main(settings: Settings) -> None:
             final=settings.final_windows, test=settings.test_windows,
             training=settings.recovery_steps * RECOVERY.batch_size,
         )  # fmt: skip
-        protocol = {
-            "repair": FORMAT,
-            "parent": parent_digest,
-            "corpus": text.name,
-            "tokens": text.digests,
-            "seq_len": settings.seq_len,
-            "calibration_windows": len(text.calibration),
-            "seed": settings.seed,
-            "dtype": str(dtype),
-        }
-        target = {"ranking": settings.ranking, "pair_windows": len(text.pairs)}
+        calibrated = calibrated_on(text, parent_digest, settings.seed, dtype)
+        target: dict[str, Any] = {"repair": FORMAT, "corpus": text.name, "ranking": settings.ranking}
+        target["pair_windows"] = len(text.pairs)
         if settings.recovery_steps:
             target["recovery"] = {**asdict(RECOVERY), "steps": settings.recovery_steps, "top_k": TOP_K}
-        setting = Setting({**protocol, **target})
+        setting = Setting({**calibrated, **target})
         pairs = Pairs(str(settings.out / STORE), setting)
 
     with stages("parent"):
@@ -219,8 +212,9 @@ def main(settings: Settings) -> None:
             text.calibration,
             settings.ranking,
             settings.cache,
-            protocol,
+            calibrated,
             batch_size=settings.batch_size,
+            seed=settings.seed,
         )
         del parent  # from here on the permuted one stands for it
         hints = Hints(prepared.influence, prepared.attention_error, prepared.mlp_error)

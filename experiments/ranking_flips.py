@@ -26,7 +26,7 @@ from data.errors import InputError
 from experiments.command_line import option, run
 from experiments.results import usable, versions
 from experiments.stages import Stages
-from experiments.text import read_text
+from experiments.text import calibrated_on, read_text
 from nas.building import SubnetMeter
 from nas.cost import Budget, CostModel, budget_of
 from nas.evaluate import evaluate
@@ -97,16 +97,9 @@ def main(settings: Settings) -> None:
             training=max(settings.steps) * settings.training_batch,
         )  # fmt: skip
     with stages("rank and repair"):
-        protocol = {
-            "parent": parent_digest,
-            "tokens": text.digests,
-            "seq_len": settings.seq_len,
-            "calibration_windows": len(text.calibration),
-            "seed": settings.seed,
-            "dtype": str(dtype),
-        }
+        calibrated = calibrated_on(text, parent_digest, settings.seed, dtype)
         prepared = prepare(
-            parent, shape, space, text.calibration, "elimination", settings.cache, protocol,
+            parent, shape, space, text.calibration, "elimination", settings.cache, calibrated,
             batch_size=settings.batch_size,
         )  # fmt: skip
     with stages("teacher"):
@@ -125,10 +118,13 @@ def main(settings: Settings) -> None:
 
     path = settings.out / RESULT
     mine = json.loads(json.dumps(asdict(settings), default=str))
-    record: dict[str, Any] = earlier(path, mine) or {
+    protocol = {
+        **calibrated, "pair_windows": len(text.pairs), "other_windows": len(text.final),
+        "training_windows": len(text.training), "recipe": asdict(recipe),
+    }  # fmt: skip
+    record: dict[str, Any] = earlier(path, mine, json.loads(json.dumps(protocol))) or {
         "settings": mine,
-        "protocol": {**protocol, "pair_windows": len(text.pairs), "other_windows": len(text.final),
-                     "training_windows": len(text.training), "recipe": asdict(recipe)},
+        "protocol": protocol,
         "parent_score": score(parent),
         "scores": {},
     }  # fmt: skip
@@ -179,8 +175,9 @@ def around_starts(
     return rows[np.sort(places)[:count]]
 
 
-def earlier(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """What an earlier run of the same settings left; `InputError` if it was one of others."""
+def earlier(path: Path, settings: dict[str, Any], protocol: dict[str, Any]) -> dict[str, Any] | None:
+    """What an earlier run of the same settings on the same parent and text left; `InputError` if it was one
+    of others."""
     if not path.is_file():
         return None
     try:
@@ -197,6 +194,12 @@ def earlier(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
         raise InputError(
             f"{path} belongs to a run with {name} {theirs.get(name)!r}, not {settings[name]!r}; give another "
             "--out"
+        )
+    if record["protocol"] != protocol:
+        name = sorted(name for name in protocol if record["protocol"].get(name) != protocol[name])[0]
+        raise InputError(
+            f"{path} belongs to a run whose {name} was {record['protocol'].get(name)!r}, not "
+            f"{protocol[name]!r}: the parent, the text or the dtype has changed; give another --out"
         )
     return record
 

@@ -38,7 +38,7 @@ from nas.evaluate import Scores, evaluate_all
 from nas.export import RECORD, save_again
 from nas.families import blocks_of, shape_of
 from nas.finalists import round_weights
-from nas.parent import choose_device, choose_dtype, digest_of, load_parent
+from nas.parent import check_seq_len, choose_device, choose_dtype, digest_of, load_parent
 from nas.recovery import METHODS, Recipe
 from nas.recovery.lora import import_peft
 from nas.recovery.teacher import LiveTeacher, Teacher, stored_teacher
@@ -116,6 +116,7 @@ def main(settings: Settings) -> None:
         device = choose_device(settings.device)
         dtype = choose_dtype(settings.dtype, device)
         parent, tokenizer = load_parent(settings.parent, device, dtype)
+        check_seq_len(parent, settings.seq_len)
         shape = shape_of(parent)
         architecture = read_architecture(settings.model, shape)
         subnet = load(str(settings.model), settings.trust_remote_code)

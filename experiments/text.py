@@ -6,8 +6,10 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -77,6 +79,18 @@ def read_text(
         final=on_final,
         test=spread(split["test"], min(test or len(split["test"]), len(split["test"]))),
     )
+
+
+def calibrated_on(text: Text, parent_digest: str, seed: int, dtype: torch.dtype) -> dict[str, Any]:
+    """All that statistics of a parent on the calibration windows depend on."""
+    return {
+        "parent": parent_digest,
+        "tokens": text.digests,
+        "seq_len": text.calibration.shape[1],
+        "calibration_windows": len(text.calibration),
+        "seed": seed,
+        "dtype": str(dtype),
+    }
 
 
 def _digest(ids: np.ndarray) -> str:

@@ -27,6 +27,8 @@ class Evidence:
     shape: Shape
     windows: Tensor
     batch_size: int = 8
+    seed: int = 0
+    """Of criteria that draw."""
     progress: Callable[[int], object] = lambda done: None
     """Told how many windows each batch of `statistics` had."""
 

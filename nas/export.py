@@ -103,7 +103,8 @@ def save_checkpoint(
 
 def save_again(subnet: PreTrainedModel, like: Path, folder: Path) -> Path:
     """Write a model that was loaded from `like`, a checkpoint of this project, and has other weights now,
-    into `folder`: in the dtype that `like` has them in, and with all else but the card as it is there.
+    into `folder`: in the dtype that `like` has them in, which the model has from then on too, and with all
+    else but the card as it is there.
 
     The folder appears whole or not at all; what else is there is treated as by `save_checkpoint`.
     """
@@ -113,7 +114,8 @@ def save_again(subnet: PreTrainedModel, like: Path, folder: Path) -> Path:
     with _quiet(), _whole_or_not_at_all(folder) as partial:
         subnet.to(stored).save_pretrained(partial)
         for path in like.iterdir():
-            if path.suffix != ".safetensors" and not path.name.endswith((".index.json", ".md")):
+            is_weights = path.name.endswith((".safetensors", ".index.json"))
+            if path.is_file() and not is_weights and path.suffix != ".md":
                 shutil.copy(path, partial)
     return folder
 

@@ -28,7 +28,7 @@ from nas.repair.bank import Bank, attention_key, mlp_key, repair_block
 from nas.shape import Shape
 from nas.space import SearchSpace
 
-FORMAT = 4
+FORMAT = 5
 """Raised whenever orders or repairs are computed differently, so that old files are not found."""
 
 
@@ -55,6 +55,7 @@ def prepare(
     inputs: Mapping[str, object],
     *,
     batch_size: int = 8,
+    seed: int = 0,
     quiet: bool = False,
 ) -> Prepared:
     """Calibrate on `windows` (n, seq_len), rank by the criterion named `ranking`, permute and fill the bank.
@@ -68,7 +69,7 @@ def prepare(
     path = cache / f"{digest}.safetensors"
     stored = _read(path)
     if stored is None:
-        stored = _compute(parent, shape, space, windows, ranking, batch_size, quiet)
+        stored = _compute(parent, shape, space, windows, ranking, batch_size, seed, quiet)
         _write(path, stored)
         stored = _read(path) or stored
     orders = Ranking(
@@ -105,11 +106,12 @@ def _compute(
     windows: Tensor,
     ranking: str,
     batch_size: int,
+    seed: int,
     quiet: bool,
 ) -> dict[str, Tensor]:
     """Everything that is cached, as named tensors."""
     with tqdm(total=len(windows), desc="calibration", unit="window", disable=quiet, leave=False) as bar:
-        evidence = Evidence(parent, shape, windows, batch_size, progress=_ticker(bar))
+        evidence = Evidence(parent, shape, windows, batch_size, seed, progress=_ticker(bar))
         statistics = evidence.statistics
     with tqdm(total=shape.blocks, desc="ranking", unit="block", disable=quiet, leave=False) as bar:
         orders = rank(evidence, CRITERIA[ranking], progress=_ticker(bar))

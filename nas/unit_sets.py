@@ -58,6 +58,12 @@ class UnitSets:
         """FFN channels of every block, the kept ones first, (ffn,) each."""
         return [torch.from_numpy(np.argsort(~block.channels, kind="stable")) for block in self.blocks]
 
+    @property
+    def key(self) -> bytes:
+        """Equal for equal sets."""
+        masks = [mask for block in self.blocks for mask in (block.pairs, block.channels)]
+        return b"".join(np.packbits(mask).tobytes() for mask in (*masks, self.alive))
+
     def load(self, budget: Budget) -> float:
         """The cost relative to the budget."""
         shape = budget.cost.shape
@@ -102,7 +108,7 @@ def swapped(mask: Mask, overlap: float, rng: np.random.Generator) -> Mask:
     draws sets until one overlaps enough, which for moderate sizes none ever does.
     """
     kept, dropped = np.flatnonzero(mask), np.flatnonzero(~mask)
-    most = min(int((1.0 - overlap) * len(kept)), len(dropped))
+    most = min(int((1.0 - overlap) * len(kept) + 1e-9), len(dropped))  # 1 - 0.8 is a little below 0.2
     if most < 1:
         return mask
     count = int(rng.integers(1, most + 1))

@@ -25,6 +25,7 @@ from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
 from data.errors import InputError
+from data.tasks import TASKS
 from experiments.command_line import option, run
 from experiments.published.case import Case
 from experiments.published.outcome import Outcome, run_system
@@ -148,8 +149,14 @@ class Modules:
         return widths
 
     def features(self, rates: Rates, budget: Budget) -> NDArray[np.float64]:
-        """(n, modules + 1): the rates, and the size relative to the budget."""
-        return np.concatenate([rates, budget.load(self.widths(rates))[:, None]], axis=1)
+        """(n, modules + 1): the rates that the whole units come to, and the size relative to the budget. The
+        same architecture has the same features."""
+        widths, shape = self.widths(rates), self.shape
+        real = np.empty_like(rates)
+        for column, kind in ((0, 0), (1, 2)):
+            full = (shape.kv_groups, shape.queries_per_group, shape.ffn)[kind]
+            real[:, column::2] = 1.0 - widths[:, list(self.blocks), kind] / full
+        return np.concatenate([real, budget.load(widths)[:, None]], axis=1)
 
 
 def ranges(case: Case, keep: float, modules: Modules) -> Rates:
@@ -198,25 +205,27 @@ def reshape(grid: Rates, importance: NDArray[np.float64]) -> Rates:
 def near_budget(
     grid: Rates, modules: Modules, budget: Budget, count: int, rng: np.random.Generator, tries: int = 50
 ) -> Rates:
-    """Draws whose size is within 3 % below the budget, so that the predictor compares at equal size:
-    (at most count, modules). Rates of a draw that misses are scaled towards the size, all alike."""
-    found: list[Rates] = []
-    have = 0
+    """Different architectures whose size is within 3 % below the budget, so that the predictor compares at
+    equal size: rates (at most count, modules). Those of a draw that misses are shifted towards the size, all
+    alike, each as far as its range goes."""
+    found = np.empty((0, len(grid)))
+    low, high = grid.min(1), grid.max(1)
     for _ in range(tries):
         rates = drawn(grid, count, rng)
         for _ in range(8):
             load = budget.load(modules.widths(rates))[:, None]
             rates = np.where(
-                (load > 1.0) | (load < 0.97), np.clip(rates + 0.7 * (load - 0.985), 0.0, 0.95), rates
+                (load > 1.0) | (load < 0.97), np.clip(rates + 0.7 * (load - 0.985), low, high), rates
             )
         load = budget.load(modules.widths(rates))
-        found.append(rates[(load <= 1.0) & (load >= 0.97)])
-        have += len(found[-1])
-        if have >= count:
+        found = np.concatenate([found, rates[(load <= 1.0) & (load >= 0.97)]])
+        flat = modules.widths(found).reshape(len(found), -1)
+        found = found[np.sort(np.unique(flat, axis=0, return_index=True)[1])]
+        if len(found) >= count:
             break
-    if not have:
+    if not len(found):
         raise InputError("no draw came near the budget; give a larger --keep or --protect 0")
-    return np.concatenate(found)[:count]
+    return found[:count]
 
 
 @dataclass(frozen=True)
@@ -297,6 +306,12 @@ class _Estimator(BaseEstimator):
 
 def main(settings: Settings) -> None:
     """One result for each fraction asked for."""
+    for name in settings.target_tasks:
+        if name in settings.tasks and name in TASKS and len(TASKS[name].parts) == 1:
+            raise InputError(
+                f"{name} has one labelled split, and what is searched on cannot be reported on; take it "
+                "out of --tasks or --target-tasks"
+            )
     run_system("accuracy_predictor", prune, settings)
 
 

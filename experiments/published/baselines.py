@@ -8,6 +8,8 @@ from transformers import PreTrainedModel
 
 from experiments.published.case import Case, Common
 from experiments.published.outcome import Outcome
+from experiments.published.protection import protected as spare
+from experiments.text import calibrated_on
 from nas.block_importance import BLOCK_CRITERIA, without
 from nas.greedy_drop import drop_greedily
 from nas.importance import CRITERIA
@@ -31,7 +33,7 @@ def llm_pruner(criterion: str, protected: bool) -> Baseline:
     the ends left alone if `protected`; no repair."""
 
     def prune(case: Case, keep: float, settings: Common) -> Outcome:
-        spared = ends(case.shape, 1, 1) if protected else ()
+        spared = spare(case, 0.125 if protected else 0.0)
         architecture = architecture_of(same_share(case.budget(keep), spared), case.shape)
         ordered = permute(case.parent, case.shape, rank(case.evidence, CRITERIA[criterion]))
         return Outcome(
@@ -75,7 +77,7 @@ def sleb(case: Case, keep: float, settings: Common) -> Outcome:
 def shortgpt(case: Case, keep: float, settings: Common) -> Outcome:
     """ShortGPT (arXiv 2403.03853): the blocks of least influence dropped at once; as many as come nearest to
     the fraction."""
-    count = round((1 - keep) * case.shape.blocks)
+    count = min(round((1 - keep) * case.shape.blocks), case.shape.blocks - 1)
     influence = BLOCK_CRITERIA["influence"](case.evidence)
     gone = sorted(range(case.shape.blocks), key=lambda block: influence[block])[:count]
     return _without(case, gone, "of least influence dropped at once")
@@ -84,14 +86,7 @@ def shortgpt(case: Case, keep: float, settings: Common) -> Outcome:
 def uniform(case: Case, keep: float, settings: Common) -> Outcome:
     """The same share in every block with this project's own ranking and repair: its search has to beat it."""
     space = default_space(case.shape)
-    inputs = {
-        "parent": case.digest,
-        "tokens": case.text.digests,
-        "seq_len": settings.seq_len,
-        "calibration_windows": len(case.text.calibration),
-        "seed": settings.seed,
-        "dtype": str(case.parent.dtype),
-    }
+    inputs = calibrated_on(case.text, case.digest, settings.seed, case.parent.dtype)
     prepared = prepare(
         case.parent, case.shape, space, case.text.calibration, "elimination", settings.cache, inputs,
         batch_size=settings.batch_size,

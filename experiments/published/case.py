@@ -23,6 +23,7 @@ from nas.evidence import Evidence
 from nas.families import shape_of
 from nas.parent import check_seq_len, choose_device, choose_dtype, digest_of, load_parent
 from nas.recovery import METHODS
+from nas.recovery.lora import import_peft
 from nas.shape import Shape
 
 
@@ -82,7 +83,9 @@ class Case:
     @cached_property
     def evidence(self) -> Evidence:
         """On the calibration windows."""
-        return Evidence(self.parent, self.shape, self.text.calibration, self.settings.batch_size)
+        return Evidence(
+            self.parent, self.shape, self.text.calibration, self.settings.batch_size, self.settings.seed
+        )
 
     @cached_property
     def parent_scores(self) -> dict[str, Any]:
@@ -115,6 +118,8 @@ def open_case(settings: Common) -> Case:
         settings.cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{error}; give another --out or --cache") from error
+    if settings.recovery_steps and settings.recovery == "lora":
+        import_peft()
     device = choose_device(settings.device)
     parent, tokenizer = load_parent(settings.parent, device, choose_dtype(settings.dtype, device))
     check_seq_len(parent, settings.seq_len)

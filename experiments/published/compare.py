@@ -12,7 +12,7 @@ terminal, `compare.json` and `compare.png`.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,8 @@ def main(settings: Settings) -> None:
     for name in settings.systems or tuple(SYSTEMS):
         for keep in settings.keep:
             try:
-                results += one(case, name, keep, settings)
+                for result in one(case, name, keep, settings):
+                    results.append(result)
             except InputError as error:  # what this system cannot do, others can
                 say(f"{name} at {keep:g} is left out: {error}")
         write_json(results, settings.out / "compare.json")
@@ -100,7 +101,7 @@ def main(settings: Settings) -> None:
     plot(results, settings.out / "compare.png")
 
 
-def one(case: Case, name: str, keep: float, settings: Settings) -> list[dict[str, Any]]:
+def one(case: Case, name: str, keep: float, settings: Settings) -> Iterator[dict[str, Any]]:
     """The records of one system at one fraction: as cut and, if asked for, as trained afterwards."""
     kind, prune, differs = SYSTEMS[name]
     own = kind(**{each.name: getattr(settings, each.name) for each in fields(Common)})

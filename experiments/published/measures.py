@@ -30,7 +30,7 @@ class Measures:
     def record(self) -> dict[str, Any]:
         """What is measured, with digests of the tokens and questions."""
         return {
-            "texts": {name: [*each.shape, _digest(each)] for name, each in self.texts.items()},
+            "texts": {name: [*each.shape, digest_of_windows(each)] for name, each in self.texts.items()},
             "tasks": {task.name: [len(task.items), task.digest] for task in self.tasks},
         }
 
@@ -50,5 +50,6 @@ class Measures:
         return found
 
 
-def _digest(windows: Tensor) -> str:
+def digest_of_windows(windows: Tensor) -> str:
+    """Sixteen hexadecimal digits over the token ids."""
     return hashlib.sha256(windows.numpy().tobytes()).hexdigest()[:16]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from time import perf_counter
@@ -52,29 +52,29 @@ System = Callable[[Case, float, S], Outcome]
 """Prunes the case's parent to a fraction of its blocks' parameters."""
 
 
-def produce(case: Case, name: str, keep: float, system: System[S], settings: S) -> list[dict[str, Any]]:
+def produce(case: Case, name: str, keep: float, system: System[S], settings: S) -> Iterator[dict[str, Any]]:
     """The record of a system at one fraction and, with `recovery_steps`, that of the same subnet trained.
 
     Checkpoints and records are saved under `--out`. What the same settings made before is not made again, and
     what was measured on the same texts and tasks is not measured again.
     """
-    folder = case.settings.out / f"{name}-{keep:g}"
-    asked = _asked(settings, keep)
+    folder = case.settings.out.absolute() / f"{name}-{keep:g}"
+    asked = _asked(case, settings, keep)
     made = _read(folder, asked)
     if made is None:
         say(f"{name} at {keep:g}")
         made = _make(case, name, keep, system, settings, folder) | {"asked": asked}
         write_json(made, folder / RESULT)
-    records = [_scored(case, made, folder)]
+    yield _scored(case, made, folder)
     if settings.recovery_steps:
         folder = folder.with_name(f"{folder.name}-{settings.recovery}{settings.recovery_steps}")
-        asked |= {"recovery": settings.recovery, "recovery_steps": settings.recovery_steps}
+        asked = asked | {"recovery": settings.recovery, "recovery_steps": settings.recovery_steps}
         trained = _read(folder, asked)
         if trained is None:
             trained = _trained(case, made, folder) | {"asked": asked}
             write_json(trained, folder / RESULT)
-        records.append(_scored(case, trained, folder))
-    return records
+            (folder / STATE).unlink(missing_ok=True)
+        yield _scored(case, trained, folder)
 
 
 def run_system(name: str, system: System[S], settings: S) -> None:
@@ -126,7 +126,6 @@ def _trained(case: Case, made: Mapping[str, Any], folder: Path) -> dict[str, Any
             progress=bar.update,
         )  # fmt: skip
     checkpoint = save_again(after.model, Path(made["checkpoint"]), folder / "checkpoint")
-    (folder / STATE).unlink(missing_ok=True)
     tokens = steps * settings.batch_size * settings.seq_len
     return {
         **made,
@@ -175,16 +174,18 @@ def _load(case: Case, checkpoint: str) -> PreTrainedModel:
     return model.to(case.parent.device).eval().requires_grad_(False)
 
 
-def _asked(settings: Common, keep: float) -> dict[str, Any]:
-    """All settings that a checkpoint depends on, as they come back from JSON."""
+def _asked(case: Case, settings: Common, keep: float) -> dict[str, Any]:
+    """All that a checkpoint depends on, as it comes back from JSON."""
     elsewhere = {
-        "out", "cache", "device", "keep", "more_corpora", "tasks", "task_folder", "task_items",
+        "out", "cache", "device", "dtype", "keep", "more_corpora", "tasks", "task_folder", "task_items",
         "test_windows", "recovery", "recovery_steps",
     }  # fmt: skip
     asked = {
         each.name: getattr(settings, each.name) for each in fields(settings) if each.name not in elsewhere
     }
-    read: dict[str, Any] = json.loads(json.dumps({**asked, "keep": keep}, default=str))
+    asked |= {"keep": keep, "digest": case.digest, "tokens": dict(case.text.digests)}
+    asked["dtype"] = str(case.parent.dtype)
+    read: dict[str, Any] = json.loads(json.dumps(asked, default=str))
     return read
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import GenerationMixin
 
 from data.errors import InputError
+from data.windows import spread
 from experiments.command_line import option, run
 from experiments.published.case import Case
 from experiments.published.outcome import Outcome, run_system
@@ -68,9 +69,10 @@ def prune(case: Case, keep: float, settings: Settings) -> Outcome:
     channels = product_form if settings.moment == "product" else None
     log: dict[str, Any] = {"alike": {}}
     steps: list[Step] = [reconstruct(settings.damping)] if settings.reconstruct else []
-    steps.append(choose(output_energy, channels))
     if settings.similarity:
-        steps.append(alike_last(settings, lambda block, names: log["alike"].update({block: names})))
+        steps.append(choose(output_energy, channels, last=alike(settings, log["alike"])))
+    else:
+        steps.append(choose(output_energy, channels))
     if settings.compensate:
         steps.append(compensate(settings.damping))
     model = walk(
@@ -93,24 +95,21 @@ def prune(case: Case, keep: float, settings: Settings) -> Outcome:
     )
 
 
-def alike_last(settings: Settings, note: Callable[[int, list[int]], None]) -> Step:
-    """Put heads that another can stand in for behind all others, after a choice by importance."""
+def alike(settings: Settings, log: dict[int, list[int]]) -> Callable[[Visit, Tensor], list[int]]:
+    """The KV groups of a block that another can stand in for, as the parent counts them; also in `log`."""
 
-    def step(visit: Visit) -> None:
-        if not visit.is_attention:
-            return
-        shape = visit.shape
-        some = torch.cat(list(visit.normed))[: settings.criterion_windows].split(1)
-        divergence = group_divergence(shape, head_divergence(visit.layer.self_attn, visit.arguments, some))
-        rank = torch.arange(shape.kv_groups, 0, -1)  # already in order of importance
-        last = redundant(divergence, rank, settings.similarity, literal=settings.literal)
-        first = [group for group in range(shape.kv_groups) if group not in last]
-        order = torch.tensor([*first, *sorted(last)], device=divergence.device)
-        same = torch.arange(shape.queries_per_group, device=order.device)
-        visit.reorder(order, same.expand(shape.kv_groups, -1))
-        note(visit.block.source, last)
+    def find(visit: Visit, importance: Tensor) -> list[int]:
+        some = torch.cat(list(visit.normed))
+        some = spread(some, min(settings.criterion_windows, len(some))).split(1)
+        divergence = group_divergence(
+            visit.shape, head_divergence(visit.layer.self_attn, visit.arguments, some)
+        )
+        log[visit.block.source] = redundant(
+            divergence, importance, settings.similarity, literal=settings.literal
+        )
+        return log[visit.block.source]
 
-    return step
+    return find
 
 
 def windows_of(case: Case, settings: Settings) -> Tensor:
@@ -132,10 +131,10 @@ def self_generated(case: Case, starts: Tensor, length: int, settings: Settings) 
     parts = []
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        for batch in starts.split(settings.batch_size * 4):
+        for batch in starts.to(case.parent.device).split(settings.batch_size * 4):
             parts.append(
                 case.parent.generate(
-                    batch.to(case.parent.device), attention_mask=torch.ones_like(batch), do_sample=True,
+                    batch, attention_mask=torch.ones_like(batch), do_sample=True,
                     max_length=length, min_length=length, top_k=0, pad_token_id=0,
                 ).cpu()
             )  # fmt: skip

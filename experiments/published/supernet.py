@@ -34,7 +34,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from data.corpus import load_corpus
 from data.errors import InputError
-from data.windows import draw, encode, windows
+from data.windows import draw, encode, spread, windows
 from experiments.command_line import option, run
 from experiments.published.case import Case, Common
 from experiments.published.outcome import Outcome, run_system
@@ -45,7 +45,7 @@ from nas.cost import CostModel
 from nas.evaluate import evaluate
 from nas.families import shape_of
 from nas.importance import CRITERIA
-from nas.latency import measure_latency
+from nas.latency import device_name, measure_latency
 from nas.pairs import Pairs, Setting
 from nas.report import write_json
 from nas.shape import Shape
@@ -57,7 +57,7 @@ from nas.supernet.space import UniformSpace, uniform_space
 from nas.supernet.strategies import STRATEGIES, Sandwich
 from nas.supernet.training import Recipe, train
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever a super-network is made differently from the same settings."""
 RECORD, MODEL, PAIRS = "supernet.json", "model", "pairs.journal"
 
@@ -227,7 +227,7 @@ def _measured(
     store = Pairs(
         str(whole.folder / PAIRS),
         Setting({"objective": settings.objective, "windows": len(case.text.pairs),
-                 "device": case.parent.device.type}),
+                 "device": device_name(case.parent.device)}),
     )  # fmt: skip
     known = {pair.architecture: pair for pair in store.all}
     bar = tqdm(total=settings.measurements, desc="search", unit="sub-network", leave=False)
@@ -290,7 +290,7 @@ def _told(case: Case, whole: SuperNetwork, point: Point, objective: str) -> dict
 
 
 def _grid(case: Case, whole: SuperNetwork, settings: Settings) -> Grid:
-    seen = case.text.pairs[: settings.grid_windows]
+    seen = spread(case.text.pairs, min(settings.grid_windows, len(case.text.pairs)))
     with tqdm(desc="grid", unit="sub-network", leave=False) as bar:
 
         def score(architecture: Architecture) -> float:

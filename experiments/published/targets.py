@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from data.corpus import load_corpus
-from data.errors import InputError
-from data.tasks import TASKS, Item, read_task
+from data.tasks import Item, read_task
 from data.windows import encode, spread, windows
 from experiments.published.case import Case
+from experiments.published.measures import digest_of_windows
 from nas.evaluate import evaluate
 from nas.tasks import score_items
 
@@ -38,8 +38,7 @@ class Targets:
 
 def make_targets(case: Case, second_corpus: str, tasks: Sequence[str], task_items: int) -> Targets:
     """Negative log-perplexity on the case's validation windows and on as many of a second text, and accuracy
-    on so many items of the tasks' validation splits. Raises `InputError` for what cannot be read, and for a
-    task that is also reported on and has one labelled split only."""
+    on so many items of the tasks' validation splits. Raises `InputError` for what cannot be read."""
     size = case.settings.batch_size
     texts = {"log_perplexity": case.text.pairs}
     fields: dict[str, Any] = {"corpus": case.text.name, "windows": len(case.text.pairs)}
@@ -48,7 +47,7 @@ def make_targets(case: Case, second_corpus: str, tasks: Sequence[str], task_item
         ids = encode(case.tokenizer, found.split("validation"), case.settings.cache)
         second = windows(ids, case.settings.seq_len)
         texts["second_log_perplexity"] = spread(second, min(len(case.text.pairs), len(second)))
-        fields["second_corpus"] = found.name
+        fields["second_corpus"] = [found.name, digest_of_windows(texts["second_log_perplexity"])]
 
     def score(seen: Tensor, model: PreTrainedModel) -> float:
         return evaluate(model, seen, batch_size=size).score
@@ -58,11 +57,6 @@ def make_targets(case: Case, second_corpus: str, tasks: Sequence[str], task_item
     }
     for name in dict.fromkeys(tasks):
         task = read_task(name, case.settings.task_folder, split="validation", limit=task_items)
-        if name in case.settings.tasks and len(TASKS[name].parts) == 1:
-            raise InputError(
-                f"{name} has one labelled split, and what is searched on cannot be reported on; take it "
-                "out of --tasks or --target-tasks"
-            )
         fields[name] = task.digest
 
         def accuracy(model: PreTrainedModel, items: Sequence[Item] = task.items) -> float:

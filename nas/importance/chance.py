@@ -7,8 +7,8 @@ from nas.importance.scores import UnitScores
 
 
 def chance(evidence: Evidence, block: int) -> UnitScores:
-    """Uniform draws, the same for the same shape and block."""
-    draw = torch.Generator().manual_seed(block)
+    """Uniform draws, the same for the same shape, seed and block."""
+    draw = torch.Generator().manual_seed(hash((evidence.seed, block)) % 2**63)
     shape, device = evidence.shape, evidence.parent.device
 
     def scores(*size: int) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -42,10 +42,16 @@ def reconstruct(damping: float = 1e-3) -> Step:
     return step
 
 
-def choose(score: ModuleScore, channels: Callable[[nn.Module, Tensor], Tensor] | None = None) -> Step:
+def choose(
+    score: ModuleScore,
+    channels: Callable[[nn.Module, Tensor], Tensor] | None = None,
+    last: Callable[[Visit, Tensor], Sequence[int]] = lambda visit, importance: (),
+) -> Step:
     """Put the units of a module into the order that a criterion gives on the module as it is now.
 
     `channels`, where given, scores an MLP's channels instead, from the MLP and the Gram matrix of its input.
+    The KV groups that `last` names, from the visit and the groups' importance (groups,), go behind all
+    others.
     """
 
     def order(values: Tensor) -> Tensor:
@@ -68,7 +74,13 @@ def choose(score: ModuleScore, channels: Callable[[nn.Module, Tensor], Tensor] |
         for group in range(shape.kv_groups):
             columns = slice(group * width, (group + 1) * width)
             inside.append(order(score(weight[:, columns], gram_of_states[columns, columns], shape.head_dim)))
-        visit.reorder(order(score(weight, gram_of_states, width)), torch.stack(inside))
+        importance = score(weight, gram_of_states, width)
+        ordered = order(importance).tolist()
+        behind = set(last(visit, importance))
+        ordered = [each for each in ordered if each not in behind] + [
+            each for each in ordered if each in behind
+        ]
+        visit.reorder(torch.tensor(ordered, device=importance.device), torch.stack(inside))
 
     return step
 
@@ -98,7 +110,8 @@ def compensate(damping: float = DAMPING, *, admm_steps: int = 0, rho: float = 1.
 
 def mean_bias(visit: Visit) -> None:
     """Add to the module's bias what the cut columns say on average in the parent (FLAP, arXiv 2312.11983,
-    eq. 9): b = W_cut E[h_cut]."""
+    eq. 9): b = W_cut E[h_cut]. A module that the architecture leaves out whole is not visited, and has no
+    place for a bias."""
     output = visit.output
     total = torch.zeros(output.in_features, dtype=torch.float64, device=output.weight.device)
     count = 0

@@ -1,14 +1,14 @@
 """Published systems run on a toy, fit their fraction, save what loads, and are compared."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import AutoModelForCausalLM
 
-from experiments.command_line import run
+from experiments.command_line import parse, run
 from experiments.published import (
     accuracy_predictor,
     compare,
@@ -16,7 +16,9 @@ from experiments.published import (
     estimation_fusion,
     output_approximation,
 )
+from experiments.published.case import open_case
 from experiments.published.outcome import RESULT
+from nas.evaluate import evaluate
 from tests.data.tiny_tasks import expect_tiny, write_tasks
 from tests.experiments.toy_job import WORDS, everything_in, make_toy
 
@@ -67,13 +69,14 @@ def test_all_systems_stand_in_one_list(everything: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_checkpoint_loads_and_scores_what_the_table_says(everything: Path) -> None:
-    windows = torch.randint(0, WORDS, (2, 24), generator=torch.Generator().manual_seed(0))
+def test_every_checkpoint_loads_and_scores_what_the_table_says(toy: Path, everything: Path) -> None:
+    case = open_case(parse(compare.Settings, given(toy, everything)))
     for result in json.loads((everything / "compare.json").read_text()):
         model = AutoModelForCausalLM.from_pretrained(result["checkpoint"], trust_remote_code=True)
         kept = [len(block) for block in (result["architecture"]["blocks"],)][0]
         assert model.config.num_hidden_layers == kept
-        assert model(windows).logits.isfinite().all()
+        windows = case.measures.texts[case.text.name]
+        assert math.exp(evaluate(model, windows).nll) == pytest.approx(result["perplexity"], rel=1e-5)
         total = sum(p.numel() for p in model.parameters())
         parent = AutoModelForCausalLM.from_pretrained(everything_parent(result))
         whole = sum(p.numel() for p in parent.parameters())
@@ -93,6 +96,33 @@ def test_the_same_command_again_measures_nothing_again(toy: Path, everything: Pa
     after = everything_in(everything)
     unchanged = {name for name in before if "/compare." not in name}
     assert all(after[name] == before[name] for name in unchanged)
+
+
+def test_a_relative_folder_gets_cards_and_other_weights_are_pruned_anew(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(toy / "parent", "parent")
+    words = ("--systems", "flap", "--parent", "parent")
+    assert compared(toy, Path("out"), *words) == 0
+    (first,) = json.loads(Path("out/compare.json").read_text())
+    assert (Path(first["checkpoint"]) / "README.md").is_file()
+    model = AutoModelForCausalLM.from_pretrained("parent")
+    for parameter in model.model.layers.parameters():
+        parameter.data *= 0.9
+    model.save_pretrained("parent")
+    assert compared(toy, Path("out"), *words) == 0
+    (second,) = json.loads(Path("out/compare.json").read_text())
+    assert second["asked"]["digest"] != first["asked"]["digest"]
+
+
+def test_what_cannot_be_dropped_leaves_the_others_a_table(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compared(toy, tmp_path, "--systems", "sleb", "shortgpt", "--keep", "0.1") == 0
+    shown = capsys.readouterr()
+    assert "only 4 are not protected" in shown.err
+    assert "shortgpt" in shown.out
 
 
 def test_other_settings_are_measured_anew(toy: Path, tmp_path: Path) -> None:
@@ -174,6 +204,7 @@ def test_efficient_search_keeps_its_window_and_improves_on_its_start(
     assert 0.97 * 0.6 <= result["kept"] <= 0.6
     fitness = result["details"]["fitness"]
     assert fitness == sorted(fitness)
+    assert fitness[-1] > fitness[0]
 
 
 def test_the_accuracy_predictor_reports_itself_and_goes_on_where_it_stopped(

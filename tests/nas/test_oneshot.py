@@ -142,7 +142,7 @@ def test_blocks_are_dropped_one_by_one_as_brute_force_does() -> None:
     assert gone == [first, second]
     assert len(seen) == 3 + 2
     assert drop_greedily(parent, shape, windows, 1, protected=(0, 2)) == [1]
-    with pytest.raises(ValueError, match="2 of 1 unprotected"):
+    with pytest.raises(InputError, match="only 1 are not protected"):
         drop_greedily(parent, shape, windows, 2, protected=(0, 2))
 
 
