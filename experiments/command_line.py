@@ -54,18 +54,33 @@ METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 
 def option(
-    default: T, help: str, *, group: str = "options", choices: Iterable[str] = (), metavar: str = ""
+    default: T,
+    help: str,
+    *,
+    group: str = "options",
+    choices: Iterable[str] = (),
+    metavar: str = "",
+    least: float | None = None,
 ) -> T:
-    """A field with its default and its line of `--help`; `choices` for the names in a registry.
+    """A field with its default and its line of `--help`; `choices` for the names in a registry, `least` for a
+    number's smallest value that means anything (see `check_least`).
 
     Typed as its default, so that `keep: float = option(0.5, …)` checks like `keep: float = 0.5`.
     """
-    return field(default=default, metadata=_metadata(help, group, choices, metavar))
+    return field(default=default, metadata={**_metadata(help, group, choices, metavar), "least": least})
 
 
 def required(help: str, *, group: str = "options", choices: Iterable[str] = (), metavar: str = "") -> Any:
     """A field that has no default and must be given; it may stand after fields that have one."""
     return field(kw_only=True, metadata=_metadata(help, group, choices, metavar))
+
+
+def check_least(settings: Any) -> None:
+    """Raise `InputError` for a number in a dataclass of settings below the `least` of its `option`."""
+    for each in fields(settings):
+        value, least = getattr(settings, each.name), each.metadata.get("least")
+        if least is not None and value is not None and value < least:
+            raise InputError(f"--{each.name.replace('_', '-')} is {value}; give {least} or more")
 
 
 def run(

@@ -23,7 +23,7 @@ import numpy as np
 
 from data.corpus import TEXTS
 from data.errors import InputError
-from experiments.command_line import option, run
+from experiments.command_line import check_least, option, run
 from experiments.results import (
     REPORT,
     STORE,
@@ -90,13 +90,15 @@ class Settings:
         f"text to calibrate on (train), search on (validation) and report on (test): {TEXTS}",
         group="input",
     )
-    seq_len: int = option(256, "tokens in a window", group="input")
-    calibration_windows: int = option(128, "training windows that ranking and repair see", group="input")
-    pair_windows: int = option(32, "validation windows that each pair is measured on", group="input")
-    final_windows: int = option(
-        128, "other validation windows, that the finalists are chosen on", group="input"
+    seq_len: int = option(256, "tokens in a window", group="input", least=2)
+    calibration_windows: int = option(
+        128, "training windows that ranking and repair see", group="input", least=1
     )
-    test_windows: int = option(256, "test windows of the final scores; 0 takes all", group="input")
+    pair_windows: int = option(32, "validation windows that each pair is measured on", group="input", least=1)
+    final_windows: int = option(
+        128, "other validation windows, that the finalists are chosen on", group="input", least=1
+    )
+    test_windows: int = option(256, "test windows of the final scores; 0 takes all", group="input", least=0)
 
     keep: float | None = option(
         0.5, "largest fraction of the blocks' parameters; none for no such limit", group="budget"
@@ -118,22 +120,28 @@ class Settings:
     )
     searcher: str = option("nsga2", "Optuna's sampler over predictions", group="search", choices=SEARCHERS)
     pairs: int = option(
-        200, "real evaluations of the search, all rounds together; 12 or more", group="search"
+        200, "real evaluations of the search, all rounds together; 12 or more", group="search", least=12
     )
-    first_pairs: int = option(40, "of these, before there is a predictor; 12 or more", group="search")
+    first_pairs: int = option(
+        40, "of these, before there is a predictor; 12 or more", group="search", least=12
+    )
     rounds: int = option(
-        8, "times the predictor is fitted and its best proposals are evaluated", group="search"
+        8, "times the predictor is fitted and its best proposals are evaluated", group="search", least=1
     )
-    trials: int = option(240, "Optuna trials a round", group="search")
-    finalists: int = option(3, "best subnets that are repaired and compared", group="search")
+    trials: int = option(240, "Optuna trials a round", group="search", least=1)
+    finalists: int = option(3, "best subnets that are repaired and compared", group="search", least=1)
     repair: str = option(
-        "front_to_back", "how finalists and baselines are repaired", group="search", choices=REPAIRS
+        "front_to_back",
+        "how finalists and baselines are repaired (mean_bias adds biases, which no budget counts)",
+        group="search",
+        choices=REPAIRS,
     )
     recovery_steps: int = option(
         0,
         "training steps towards the parent's logits, for each pair's subnet before it is measured and for "
         "finalists and baselines after their repair; a saved checkpoint is trained by experiments.recover",
         group="search",
+        least=0,
     )
     random_search: bool = option(
         True, "run random search too, a baseline that costs as many evaluations again", group="search"
@@ -143,8 +151,8 @@ class Settings:
     dtype: str = option(
         "auto", "what is computed in; auto is bfloat16 on CUDA, else float32", group="run", choices=DTYPES
     )
-    batch_size: int = option(8, "windows in a forward pass", group="run")
-    seed: int = option(0, "of sampling, search and the choice of calibration windows", group="run")
+    batch_size: int = option(8, "windows in a forward pass", group="run", least=1)
+    seed: int = option(0, "of sampling, search and the choice of calibration windows", group="run", least=0)
     out: Path = option(
         Path("runs/compress"), "folder of the checkpoint, the report and the pairs", group="run"
     )
@@ -341,20 +349,7 @@ def main(settings: Settings) -> None:
 
 def check(settings: Settings) -> None:
     """Refuse numbers that cannot mean anything, before any work."""
-    once = ("calibration_windows", "pair_windows", "final_windows", "batch_size", "rounds", "trials")
-    smallest = dict.fromkeys((*once, "finalists"), 1)
-    smallest |= {
-        "seq_len": 2,
-        "pairs": 12,
-        "first_pairs": 12,
-        "test_windows": 0,
-        "seed": 0,
-        "recovery_steps": 0,
-    }
-    for name, least in smallest.items():
-        if getattr(settings, name) < least:
-            flag = "--" + name.replace("_", "-")
-            raise InputError(f"{flag} is {getattr(settings, name)}; give {least} or more")
+    check_least(settings)
     for name in ("first_pairs", "finalists"):
         if getattr(settings, name) > settings.pairs:
             flag = "--" + name.replace("_", "-")

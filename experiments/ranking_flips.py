@@ -23,7 +23,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from data.errors import InputError
-from experiments.command_line import option, run
+from experiments.command_line import check_least, option, run
 from experiments.results import usable, versions
 from experiments.stages import Stages
 from experiments.text import calibrated_on, read_text
@@ -52,23 +52,27 @@ class Settings:
 
     parent: str = option("demo", "model to cut: a Hub id, a local folder or demo", group="input")
     corpus: str = option("demo", "text, named as in compress", group="input")
-    seq_len: int = option(128, "tokens in a window", group="input")
-    calibration_windows: int = option(128, "training windows that ranking and repair see", group="input")
-    pair_windows: int = option(64, "validation windows that subnets are ordered by", group="input")
-    other_windows: int = option(64, "others, on which the order is compared with itself", group="input")
+    seq_len: int = option(128, "tokens in a window", group="input", least=2)
+    calibration_windows: int = option(
+        128, "training windows that ranking and repair see", group="input", least=1
+    )
+    pair_windows: int = option(64, "validation windows that subnets are ordered by", group="input", least=1)
+    other_windows: int = option(
+        64, "others, on which the order is compared with itself", group="input", least=1
+    )
 
     keep: float = option(0.5, "fraction of the blocks' parameters to keep", group="subnets")
     architectures: int = option(24, "how many", group="subnets")
     steps: tuple[int, ...] = option((20, 60), "recovery steps to compare", group="training")
     method: str = option("full", "which weights are trained", group="training", choices=METHODS)
-    training_batch: int = option(4, "windows in a step", group="training")
+    training_batch: int = option(4, "windows in a step", group="training", least=1)
     top_k: int = option(64, "of the parent's logits, stored once", group="training")
     learning_rate: float | None = option(None, "the highest; none: the method's own", group="training")
 
     device: str = option("auto", "auto, cpu or cuda", group="run")
     dtype: str = option("auto", "auto, float32 or bfloat16", group="run")
-    batch_size: int = option(8, "windows in a forward pass", group="run")
-    seed: int = option(0, "of architectures, windows and their order", group="run")
+    batch_size: int = option(8, "windows in a forward pass", group="run", least=1)
+    seed: int = option(0, "of architectures, windows and their order", group="run", least=0)
     out: Path = option(Path("runs/ranking_flips"), f"folder of {RESULT}", group="run")
     cache: Path = option(Path("runs/cache"), "folder of tokens, repairs and logits", group="run")
 
@@ -157,11 +161,7 @@ def check(settings: Settings) -> None:
             f"--architectures is {settings.architectures} and --steps {settings.steps}; give at least 4, and "
             "one or more numbers of at least 1"
         )
-    smallest = {"seq_len": 2, "calibration_windows": 1, "pair_windows": 1, "other_windows": 1, "seed": 0}
-    for name, least in (smallest | {"batch_size": 1, "training_batch": 1}).items():
-        if getattr(settings, name) < least:
-            flag = "--" + name.replace("_", "-")
-            raise InputError(f"{flag} is {getattr(settings, name)}; give {least} or more")
+    check_least(settings)
 
 
 def around_starts(

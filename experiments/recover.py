@@ -28,7 +28,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from data.errors import InputError
-from experiments.command_line import option, required, run
+from experiments.command_line import check_least, option, required, run
 from experiments.results import usable, versions
 from experiments.score import load
 from experiments.stages import Stages, say
@@ -63,15 +63,18 @@ class Settings:
         "text to train (train), choose (validation) and report on (test), as in compress",
         group="input",
     )
-    seq_len: int = option(256, "tokens in a window", group="input")
+    seq_len: int = option(256, "tokens in a window", group="input", least=2)
     training_windows: int = option(
         0,
         "training windows, passed over as often as it takes; 0 takes as many as all steps see",
         group="input",
+        least=0,
     )
-    choice_windows: int = option(32, "validation windows that the best weights are chosen on", group="input")
-    final_windows: int = option(128, "other validation windows, for the scores", group="input")
-    test_windows: int = option(256, "test windows of the scores; 0 takes all", group="input")
+    choice_windows: int = option(
+        32, "validation windows that the best weights are chosen on", group="input", least=1
+    )
+    final_windows: int = option(128, "other validation windows, for the scores", group="input", least=1)
+    test_windows: int = option(256, "test windows of the scores; 0 takes all", group="input", least=0)
 
     method: str = option("full", "which weights are trained", group="training", choices=METHODS)
     distill: bool = option(
@@ -82,10 +85,11 @@ class Settings:
         "store the parent's so many most likely tokens once, under --cache, and train towards them; 0 asks "
         "the parent anew in every step, for all tokens",
         group="training",
+        least=0,
     )
     temperature: float = option(1.0, "of the distillation", group="training")
     alpha: float = option(0.0, "share of cross-entropy beside the distillation, 0 to 1", group="training")
-    steps: int = option(200, "optimiser steps", group="training")
+    steps: int = option(200, "optimiser steps", group="training", least=0)
     batch_size: int = option(8, "windows in a step", group="training")
     micro_batch: int | None = option(None, "windows in a forward pass; none: all of a step", group="training")
     learning_rate: float | None = option(
@@ -125,8 +129,9 @@ def main(settings: Settings) -> None:
         subnet = subnet.to(device, dtype)
         text = read_text(
             settings.corpus, tokenizer, shape.vocab, settings.seq_len, np.random.default_rng(settings.seed),
-            settings.cache, calibration=settings.training_windows or settings.steps * settings.batch_size,
-            pairs=settings.choice_windows, final=settings.final_windows, test=settings.test_windows,
+            settings.cache, calibration=1, pairs=settings.choice_windows, final=settings.final_windows,
+            test=settings.test_windows,
+            training=settings.training_windows or settings.steps * settings.batch_size,
         )  # fmt: skip
     with stages("teacher"):
         teacher = teacher_of(settings, parent, text)
@@ -135,7 +140,7 @@ def main(settings: Settings) -> None:
         tqdm(total=settings.steps, desc="recovery", unit="step", leave=False) as bar,
     ):
         recovered = recover(
-            subnet, text.calibration, method=settings.method, steps=settings.steps, recipe=recipe,
+            subnet, text.training, method=settings.method, steps=settings.steps, recipe=recipe,
             teacher=teacher, validation=text.pairs, state=settings.out / STATE,
             progress=lambda done: bar.update(done),
         )  # fmt: skip
@@ -178,11 +183,7 @@ def main(settings: Settings) -> None:
 
 def check(settings: Settings) -> Recipe:
     """The recipe that the settings spell; `InputError` for what cannot mean anything, before any work."""
-    smallest = {"steps": 0, "seq_len": 2, "training_windows": 0, "choice_windows": 1, "final_windows": 1}
-    for name, least in (smallest | {"test_windows": 0, "top_k": 0}).items():
-        if getattr(settings, name) < least:
-            flag = "--" + name.replace("_", "-")
-            raise InputError(f"{flag} is {getattr(settings, name)}; give {least} or more")
+    check_least(settings)
     if settings.steps == settings.training_windows == 0:
         raise InputError("0 steps see 0 training windows; give --steps 1 or more")
     if settings.top_k and not settings.distill:
@@ -224,8 +225,9 @@ def read_architecture(folder: Path, shape: Shape) -> Architecture:
             "project saved"
         ) from error
     mine = asdict(shape)
-    if theirs != mine:
-        name = sorted(name for name in mine if theirs.get(name) != mine[name])[0]
+    other = sorted(name for name in mine if theirs.get(name) != mine[name] and name != "outside")
+    if other:  # outside its blocks a checkpoint may have more: a rotation unties the head
+        name = other[0]
         raise InputError(
             f"{folder} was cut out of a parent with {name} {theirs.get(name)!r}, not {mine[name]!r}; give "
             "that --parent"
@@ -251,9 +253,9 @@ def teacher_of(settings: Settings, parent: PreTrainedModel, text: Text) -> Teach
         return None
     if not settings.top_k:
         return LiveTeacher(parent, settings.temperature)
-    with tqdm(total=len(text.calibration), desc="parent's logits", unit="window", leave=False) as bar:
+    with tqdm(total=len(text.training), desc="parent's logits", unit="window", leave=False) as bar:
         return stored_teacher(
-            parent, text.calibration, settings.top_k, settings.cache, temperature=settings.temperature,
+            parent, text.training, settings.top_k, settings.cache, temperature=settings.temperature,
             batch_size=settings.batch_size, progress=lambda done: bar.update(done),
         )  # fmt: skip
 
@@ -268,7 +270,7 @@ def protocol(settings: Settings, text: Text, dtype: str, device: str) -> dict[st
     return {
         "corpus": f"{text.name}: {text.source}",
         "window": f"{settings.seq_len} tokens, the first of each is not predicted",
-        "training": f"{settings.steps} steps of {settings.batch_size} out of {len(text.calibration)} "
+        "training": f"{settings.steps} steps of {settings.batch_size} out of {len(text.training)} "
         f"training windows, {settings.method}, {loss}",
         "choice": f"{len(text.pairs)} validation windows, looked at every {settings.check_every} steps",
         "validation": f"{len(text.final)} other validation windows",

@@ -60,21 +60,18 @@ class Settings(Protected):
     target_tasks: tuple[str, ...] = option(
         (), "tasks whose accuracy is a target too", group="system", metavar="NAME"
     )
-    target_items: int = option(200, "items of each (validation split)", group="system")
-    tied: int = option(400, "pairs with rates tied over --tie neighbouring blocks", group="system")
-    free: int = option(125, "pairs with free rates", group="system")
-    tie: int = option(4, "blocks that share a rate in tied pairs", group="system")
-    draws: int = option(10_000, "architectures predicted in the reshaped space", group="system")
-    verified: int = option(18, "of these that are really evaluated", group="system")
+    target_items: int = option(200, "items of each (validation split)", group="system", least=1)
+    tied: int = option(400, "pairs with rates tied over --tie neighbouring blocks", group="system", least=5)
+    free: int = option(125, "pairs with free rates", group="system", least=5)
+    tie: int = option(4, "blocks that share a rate in tied pairs", group="system", least=1)
+    draws: int = option(10_000, "architectures predicted in the reshaped space", group="system", least=1)
+    verified: int = option(18, "of these that are really evaluated", group="system", least=1)
     protect: float = option(0.09, "as elsewhere; the paper prunes blocks 3 to 29 of 32", group="system")
     predictor: str = option("xgboost", f"one of {', '.join(PREDICTORS)}, or an import path", group="system")
 
 
 def prune(case: Case, keep: float, settings: Settings) -> Outcome:
     """Pairs, predictor, reshaped ranges, draws, verification."""
-    for name, least in {"tied": 5, "free": 5, "tie": 1, "draws": 1, "verified": 1, "target_items": 1}.items():
-        if getattr(settings, name) < least:
-            raise InputError(f"--{name.replace('_', '-')} is {getattr(settings, name)}; give {least} or more")
     rng = np.random.default_rng(settings.seed)
     spared = protected(case, settings.protect)
     modules = Modules(case.shape, tuple(b for b in range(case.shape.blocks) if b not in spared))

@@ -11,6 +11,7 @@ from experiments.published.outcome import Outcome
 from experiments.published.protection import protected as spare
 from experiments.text import calibrated_on
 from nas.block_importance import BLOCK_CRITERIA, without
+from nas.families import blocks_of, count
 from nas.greedy_drop import drop_greedily
 from nas.importance import CRITERIA
 from nas.importance.wanda import wanda as wanda_score
@@ -47,9 +48,10 @@ def llm_pruner(criterion: str, protected: bool) -> Baseline:
 
 def flap(case: Case, keep: float, settings: Common) -> Outcome:
     """FLAP (arXiv 2312.11983), AL-AM with bias: one threshold on standardised fluctuations over all blocks
-    and both kinds of module, and the mean of what is cut as a bias."""
+    and both kinds of module, and the mean of what is cut as a bias; the budget counts the biases."""
     scores = [CRITERIA["fluctuation"](case.evidence, block) for block in range(case.shape.blocks)]
-    architecture = architecture_of(global_threshold(scores, case.budget(keep)), case.shape)
+    biases = 2 * case.shape.blocks * case.shape.hidden / count(blocks_of(case.parent))
+    architecture = architecture_of(global_threshold(scores, case.budget(keep - biases)), case.shape)
     ordered = permute(case.parent, case.shape, ranking_of(scores))
     model = walk(ordered, case.shape, architecture, _stream(case, ordered), [mean_bias])
     return Outcome(model, architecture, ["one global threshold on fluctuations", "mean bias"])

@@ -14,7 +14,7 @@ from data.corpus import load_corpus
 from data.errors import InputError
 from data.tasks import TASKS, read_task
 from data.windows import encode, spread, windows
-from experiments.command_line import option
+from experiments.command_line import check_least, option
 from experiments.published.measures import Measures
 from experiments.text import Text, read_text
 from nas.architecture import Architecture
@@ -42,26 +42,34 @@ class Common:
         (), f"multiple-choice tasks to report accuracy on: {', '.join(TASKS)}", group="input", metavar="NAME"
     )
     task_folder: Path | None = option(None, "folder of their files; from the Hub without one", group="input")
-    task_items: int = option(0, "questions of each, the first ones; 0 takes all", group="input")
-    seq_len: int = option(256, "tokens in a window", group="input")
-    calibration_windows: int = option(128, "training windows for criteria and repairs", group="input")
-    search_windows: int = option(32, "validation windows that a search measures on", group="input")
-    final_windows: int = option(128, "other validation windows, that results are chosen on", group="input")
-    test_windows: int = option(256, "test windows of the final scores; 0 takes all", group="input")
+    task_items: int = option(
+        0,
+        "questions of each, the first ones (of MMLU over all subjects); 0 takes all",
+        group="input",
+        least=0,
+    )
+    seq_len: int = option(256, "tokens in a window", group="input", least=2)
+    calibration_windows: int = option(
+        128, "training windows for criteria and repairs", group="input", least=1
+    )
+    search_windows: int = option(32, "validation windows that a search measures on", group="input", least=1)
+    final_windows: int = option(
+        128, "other validation windows, that results are chosen on", group="input", least=1
+    )
+    test_windows: int = option(256, "test windows of the final scores; 0 takes all", group="input", least=0)
     keep: tuple[float, ...] = option(
         (0.8, 0.6, 0.5), "fractions of the blocks' parameters to keep", group="budget"
     )
-    recovery: str = option(
-        "lora", "which weights are trained after the cut, where any are", group="recovery", choices=METHODS
-    )
-    recovery_steps: int = option(
-        0, "also train each checkpoint so many steps towards its parent's logits", group="recovery"
-    )
+    recovery: str | None = option(
+        None, "also train each checkpoint towards its parent's logits: full, or lora for adapters alone",
+        group="recovery", choices=METHODS,
+    )  # fmt: skip
+    recovery_steps: int = option(200, "steps of that, of --batch-size windows", group="recovery", least=1)
 
     device: str = option("auto", "auto, cpu or cuda", group="run")
     dtype: str = option("auto", "auto (bfloat16 on CUDA, else float32), float32 or bfloat16", group="run")
-    batch_size: int = option(8, "windows in a forward pass", group="run")
-    seed: int = option(0, "of everything that is drawn", group="run")
+    batch_size: int = option(8, "windows in a forward pass", group="run", least=1)
+    seed: int = option(0, "of everything that is drawn", group="run", least=0)
     out: Path = option(Path("runs/published"), "folder of checkpoints and results", group="run")
     cache: Path = option(Path("runs/cache"), "folder of tokens and orders that runs share", group="run")
 
@@ -104,21 +112,18 @@ class Case:
 
 def open_case(settings: Common) -> Case:
     """Load what the settings name. Raises `InputError` for whatever cannot be."""
+    if not settings.keep:
+        raise InputError("--keep is empty; give one fraction or more")
     for keep in settings.keep:
         if not 0 < keep <= 1:
             raise InputError(f"--keep is {keep}; give fractions above 0 and at most 1")
-    smallest = {"seq_len": 2, "calibration_windows": 1, "search_windows": 1, "final_windows": 1}
-    smallest |= {"batch_size": 1, "seed": 0, "test_windows": 0, "recovery_steps": 0, "task_items": 0}
-    for name, least in smallest.items():
-        if getattr(settings, name) < least:
-            flag = "--" + name.replace("_", "-")
-            raise InputError(f"{flag} is {getattr(settings, name)}; give {least} or more")
+    check_least(settings)
     try:
         settings.out.mkdir(parents=True, exist_ok=True)
         settings.cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{error}; give another --out or --cache") from error
-    if settings.recovery_steps and settings.recovery == "lora":
+    if settings.recovery == "lora":
         import_peft()
     device = choose_device(settings.device)
     parent, tokenizer = load_parent(settings.parent, device, choose_dtype(settings.dtype, device))
@@ -128,7 +133,7 @@ def open_case(settings: Common) -> Case:
         settings.corpus, tokenizer, shape.vocab, settings.seq_len, np.random.default_rng(settings.seed),
         settings.cache, calibration=settings.calibration_windows, pairs=settings.search_windows,
         final=settings.final_windows, test=settings.test_windows,
-        training=settings.recovery_steps * settings.batch_size,
+        training=settings.recovery_steps * settings.batch_size if settings.recovery else 0,
     )  # fmt: skip
     texts = {text.name: text.test}
     for name in settings.more_corpora:

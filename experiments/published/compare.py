@@ -7,6 +7,8 @@ terminal, `compare.json` and `compare.png`.
     python -m experiments.published.compare --parent FOLDER --corpus FOLDER --keep 0.8 0.6 0.5
     python -m experiments.published.compare --systems flap output_approximation uniform --tasks piqa arc_easy
     python -m experiments.published.compare --recovery lora --recovery-steps 200
+
+SLEB and ShortGPT drop whole blocks, as many as come nearest to the fraction: look at what is really kept.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from experiments.published import (
 )
 from experiments.published.baselines import BASELINES
 from experiments.published.case import Case, Common, open_case
-from experiments.published.outcome import Outcome, produce
+from experiments.published.outcome import Outcome, produce, read_results
 from experiments.published.table import table
 from experiments.stages import say
 from nas.report import write_json
@@ -74,7 +76,10 @@ class Settings(Common):
         (), f"which of {', '.join(SYSTEMS)}; all by default", group="systems", metavar="NAME"
     )
     effort: float = option(
-        1.0, "share of the papers' numbers of pairs, generations and candidates", group="systems"
+        1.0,
+        "share of the papers' numbers of pairs, generations and candidates, for systems that have them (the "
+        "main job keeps its defaults, and so does the super-network)",
+        group="systems",
     )
 
 
@@ -87,18 +92,35 @@ def main(settings: Settings) -> None:
         raise InputError(f"--effort is {settings.effort}; give a positive share")
     case = open_case(settings)
     results = []
-    for name in settings.systems or tuple(SYSTEMS):
-        for keep in settings.keep:
+    for name in dict.fromkeys(settings.systems or SYSTEMS):
+        for keep in dict.fromkeys(settings.keep):
             try:
                 for result in one(case, name, keep, settings):
                     results.append(result)
             except InputError as error:  # what this system cannot do, others can
                 say(f"{name} at {keep:g} is left out: {error}")
-        write_json(results, settings.out / "compare.json")
     if not results:
         raise InputError("no system could be run; the lines above say why, give other --systems or --keep")
+    results = with_others(results, settings.out)
+    write_json(results, settings.out / "compare.json")
     print(table(results))
     plot(results, settings.out / "compare.png")
+    say(f"{settings.out / 'compare.json'}, {settings.out / 'compare.png'}; checkpoints beside them")
+
+
+def with_others(results: list[dict[str, Any]], out: Path) -> list[dict[str, Any]]:
+    """The results and all others under `out` that were measured alike, in the order of `SYSTEMS`."""
+    known = {(each["system"], each["keep"]): each for each in read_results(out)}
+    alike = {key: each for key, each in known.items() if each["measured"] == results[0]["measured"]}
+    alike |= {(each["system"], each["keep"]): each for each in results}
+    names = list(SYSTEMS)
+
+    def place(result: dict[str, Any]) -> tuple[bool, int, float]:
+        system = result["system"].partition("+")[0]
+        rank = names.index(system) if system in names else len(names)
+        return result["recovery"] is not None, rank, -result["keep"]
+
+    return sorted(alike.values(), key=place)
 
 
 def one(case: Case, name: str, keep: float, settings: Settings) -> Iterator[dict[str, Any]]:
@@ -117,13 +139,13 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
     }
     panels = {name: each for name, each in panels.items() if each}
     figure, grid = pyplot.subplots(
-        1, len(panels), figsize=(8 * len(panels), 6), layout="constrained", sharey=True, squeeze=False
+        1, len(panels), figsize=(10 * len(panels), 6), layout="constrained", sharey=True, squeeze=False
     )
     for axes, (title, each) in zip(grid[0], panels.items(), strict=True):
-        _lines(axes, each)
         axes.set(xlabel="fraction of the blocks' parameters kept", yscale="log", title=title)
+        _lines(axes, each)
     grid[0][0].set_ylabel("test perplexity, times the parent's")
-    figure.suptitle(f"one parent, one text, one evaluation: {results[0]['asked']['parent']}")
+    figure.suptitle(f"one parent, one text, one evaluation: {Path(results[0]['asked']['parent']).name}")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
@@ -135,11 +157,12 @@ def _lines(axes: Axes, results: list[dict[str, Any]]) -> None:
         points = sorted(
             {(result["kept"], result["over_parent"]) for result in results if result["system"] == name}
         )
-        axes.plot(*zip(*points, strict=True), marker="o", linestyle=styles[index // 10 % 4], label=name)
+        label = f"{name} (a trained super-network)" if name.startswith("supernet") else name
+        axes.plot(*zip(*points, strict=True), marker="o", linestyle=styles[index // 10 % 4], label=label)
     for kind in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         kind(FormatStrFormatter("%.2f"))
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize="small", loc="upper right")
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 if __name__ == "__main__":

@@ -50,25 +50,29 @@ it."""
 class Settings(Common):
     """The paper's numbers; `--epochs 10 --population 40` is a twelfth of its evaluations."""
 
-    epochs: int = option(50, "generations", group="system")
+    epochs: int = option(50, "generations", group="system", least=0)
     population: int = option(
-        100, "candidates of a generation: half mutated, three tenths crossed", group="system"
+        100, "candidates of a generation: half mutated, three tenths crossed", group="system", least=4
     )
-    survivors: int = option(10, "candidates that go on", group="system")
-    fitness_windows: int = option(16, "training windows that candidates are measured on", group="system")
+    survivors: int = option(10, "candidates that go on", group="system", least=1)
+    fitness_windows: int = option(
+        16, "training windows that candidates are measured on", group="system", least=1
+    )
     inside_heads: bool = option(
         True, "search channels inside heads too; else MLPs and depth only", group="system"
     )
-    step: int = option(8, "channels inside a head or an MLP come in multiples of this", group="system")
+    step: int = option(
+        8, "channels inside a head or an MLP come in multiples of this", group="system", least=2
+    )
     reform: Literal["closed_form", "admm", "none"] = option(
         "closed_form", "how output matrices take over what was cut", group="system"
     )
     rho: float = option(1.0, "ADMM's penalty, relative to the mean power", group="system")
-    admm_steps: int = option(30, "ADMM's iterations", group="system")
+    admm_steps: int = option(30, "ADMM's iterations", group="system", least=1)
 
 
 @dataclass(frozen=True)
-class Rates:
+class Chances:
     """Chances of changing how many, which, and how deep."""
 
     share: float
@@ -76,7 +80,7 @@ class Rates:
     depth: float
 
 
-FIRST, LATER, OVERLAP = Rates(0.3, 0.6, 0.0), Rates(0.1, 0.3, 0.1), 0.8
+FIRST, LATER, OVERLAP = Chances(0.3, 0.6, 0.0), Chances(0.1, 0.3, 0.1), 0.8
 """The paper's: P_s0, P_m0 for the first generation (and a fifth of each later one), P_s, P_m, P_d, alpha."""
 
 
@@ -92,16 +96,13 @@ class Choices:
 
 def prune(case: Case, keep: float, settings: Settings) -> Outcome:
     """Start, evolve, reform."""
-    for name, least in {
-        "epochs": 0,
-        "population": 4,
-        "survivors": 1,
-        "fitness_windows": 1,
-        "step": 2,
-    }.items():
-        if getattr(settings, name) < least or (name == "step" and settings.step % 2):
-            flag = "--" + name.replace("_", "-")
-            raise InputError(f"{flag} is {getattr(settings, name)}; give {least} or more (steps: even)")
+    if settings.survivors > settings.population:
+        raise InputError(
+            f"--survivors is {settings.survivors} and --population {settings.population}; give no more than "
+            "these"
+        )
+    if settings.step % 2:
+        raise InputError(f"--step is {settings.step}; give an even number, for channels turn in pairs")
     rng = np.random.default_rng(settings.seed)
     budget = case.budget(keep)
     choices = choices_of(case, keep, settings)
@@ -226,7 +227,7 @@ def within(
     return None
 
 
-def mutate(sets: UnitSets, rates: Rates, choices: Choices, rng: np.random.Generator) -> UnitSets:
+def mutate(sets: UnitSets, rates: Chances, choices: Choices, rng: np.random.Generator) -> UnitSets:
     """Shares, sets and depth changed by chance."""
     alive = sets.alive
     if rng.random() < rates.depth and choices.fewest < len(alive):

@@ -30,8 +30,13 @@ class Measures:
     def record(self) -> dict[str, Any]:
         """What is measured, with digests of the tokens and questions."""
         return {
-            "texts": {name: [*each.shape, digest_of_windows(each)] for name, each in self.texts.items()},
-            "tasks": {task.name: [len(task.items), task.digest] for task in self.tasks},
+            "texts": {
+                name: {"windows": len(each), "tokens": each.shape[1], "digest": digest_of_windows(each)}
+                for name, each in self.texts.items()
+            },
+            "tasks": {
+                task.name: {"questions": len(task.items), "digest": task.digest} for task in self.tasks
+            },
         }
 
     def of(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from data.errors import InputError
 from experiments.published.case import Case, Common, open_case
 from experiments.published.table import table
 from experiments.results import versions
@@ -20,7 +21,7 @@ from experiments.stages import say
 from nas.architecture import Architecture
 from nas.card import model_card
 from nas.export import CODE, save_again, save_checkpoint
-from nas.families import count
+from nas.families import blocks_of, count
 from nas.parent import stored_dtype
 from nas.recovery import Recipe
 from nas.recovery.teacher import LiveTeacher
@@ -53,34 +54,48 @@ System = Callable[[Case, float, S], Outcome]
 
 
 def produce(case: Case, name: str, keep: float, system: System[S], settings: S) -> Iterator[dict[str, Any]]:
-    """The record of a system at one fraction and, with `recovery_steps`, that of the same subnet trained.
+    """The record of a system at one fraction and, with a `recovery`, that of the same subnet trained.
 
     Checkpoints and records are saved under `--out`. What the same settings made before is not made again, and
-    what was measured on the same texts and tasks is not measured again.
+    what was measured on the same texts and tasks is not measured again. Raises `InputError` where a folder
+    holds what other settings made.
     """
     folder = case.settings.out.absolute() / f"{name}-{keep:g}"
     asked = _asked(case, settings, keep)
     made = _read(folder, asked)
+    say(f"{name} at {keep:g}" + ": there already" * (made is not None))
     if made is None:
-        say(f"{name} at {keep:g}")
         made = _make(case, name, keep, system, settings, folder) | {"asked": asked}
-        write_json(made, folder / RESULT)
+        _write(made, folder)
     yield _scored(case, made, folder)
-    if settings.recovery_steps:
+    if settings.recovery is not None:
         folder = folder.with_name(f"{folder.name}-{settings.recovery}{settings.recovery_steps}")
         asked = asked | {"recovery": settings.recovery, "recovery_steps": settings.recovery_steps}
         trained = _read(folder, asked)
         if trained is None:
-            trained = _trained(case, made, folder) | {"asked": asked}
-            write_json(trained, folder / RESULT)
+            trained = _trained(case, made, settings.recovery, folder) | {"asked": asked}
+            _write(trained, folder)
             (folder / STATE).unlink(missing_ok=True)
         yield _scored(case, trained, folder)
 
 
+def read_results(out: Path) -> list[dict[str, Any]]:
+    """All finished records under a folder, with the places of their checkpoints."""
+    found = []
+    for path in sorted(out.absolute().glob(f"*/{RESULT}")):
+        result = json.loads(path.read_text())
+        if result.get("measured"):
+            found.append({**result, "checkpoint": str(path.parent / result["checkpoint"])})
+    return found
+
+
 def run_system(name: str, system: System[S], settings: S) -> None:
     """The main of a system's own script: every fraction asked for, and a table."""
-    case = open_case(settings)
-    print(table([each for keep in settings.keep for each in produce(case, name, keep, system, settings)]))
+    case, results = open_case(settings), []
+    for keep in dict.fromkeys(settings.keep):
+        results += list(produce(case, name, keep, system, settings))
+    print(table(results))
+    say("\n".join(f"{each['system']} at {each['keep']:g}: {each['checkpoint']}" for each in results))
 
 
 def _make(case: Case, name: str, keep: float, system: System[S], settings: S, folder: Path) -> dict[str, Any]:
@@ -97,11 +112,11 @@ def _make(case: Case, name: str, keep: float, system: System[S], settings: S, fo
     return {
         "system": name,
         "keep": keep,
-        "kept": case.kept(outcome.architecture),
+        "kept": count(blocks_of(outcome.model)) / count(blocks_of(case.parent)),
         "parameters_kept": count([outcome.model]) / count([case.parent]),
         "seconds": seconds,
         "recovery": None,
-        "checkpoint": str(checkpoint),
+        "checkpoint": str(checkpoint.absolute()),
         "architecture": asdict(outcome.architecture),
         "costs": replace(case.cost, shape=shape)(outcome.architecture),
         "method": outcome.method,
@@ -111,11 +126,10 @@ def _make(case: Case, name: str, keep: float, system: System[S], settings: S, fo
     }
 
 
-def _trained(case: Case, made: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _trained(case: Case, made: Mapping[str, Any], method: str, folder: Path) -> dict[str, Any]:
     """The same subnet trained towards the parent's logits on training text, its weights the best on the way
     by the windows that results are chosen on. A training that was interrupted goes on."""
-    settings = case.settings
-    method, steps = settings.recovery, settings.recovery_steps
+    settings, steps = case.settings, case.settings.recovery_steps
     folder.mkdir(parents=True, exist_ok=True)
     say(f"{made['system']} at {made['keep']:g}: recovery, {method}, {steps} steps")
     with tqdm(total=steps, desc="recovery", unit="step", leave=False) as bar:
@@ -163,7 +177,7 @@ def _scored(case: Case, made: dict[str, Any], folder: Path) -> dict[str, Any]:
     if Path(made["checkpoint"]).parent == folder:  # one that a system has saved itself has its own card
         card = _card(case, result)
         (folder / "checkpoint" / "README.md").write_text(card, encoding="utf-8")
-    write_json(result, folder / RESULT)
+    _write(result, folder)
     return result
 
 
@@ -190,12 +204,25 @@ def _asked(case: Case, settings: Common, keep: float) -> dict[str, Any]:
 
 
 def _read(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The record in a folder, if it was made with these settings."""
+    """The record in a folder, if its checkpoint is there too; `InputError` if other settings made it."""
     try:
         result: dict[str, Any] = json.loads((folder / RESULT).read_text())
-        return result if result["asked"] == asked else None
+        theirs = result["asked"]
+        result["checkpoint"] = str(folder / result["checkpoint"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    if theirs != asked:
+        name = sorted(name for name in asked if theirs.get(name) != asked[name])[0]
+        raise InputError(
+            f"{folder} was made with {name} {theirs.get(name)!r}, not {asked[name]!r}; give another --out"
+        )
+    return result if any(Path(result["checkpoint"]).glob("*.safetensors")) else None
+
+
+def _write(result: Mapping[str, Any], folder: Path) -> None:
+    """The record, with its checkpoint's place below the folder, so that both can be moved."""
+    place = Path(result["checkpoint"]).relative_to(folder)
+    write_json({**result, "checkpoint": str(place)}, folder / RESULT)
 
 
 def _card(case: Case, result: Mapping[str, Any]) -> str:
@@ -214,9 +241,11 @@ def _card(case: Case, result: Mapping[str, Any]) -> str:
         case.shape,
         parent=case.settings.parent,
         licence="apache-2.0" if case.settings.parent == "demo" else None,
-        method=result["method"],
-        protocol=f"{texts} of {case.settings.seq_len} tokens; {case.parent.dtype}; parent {case.digest}; "
-        + " ".join(["python -m", _module(), *sys.argv[1:]]),
+        method=[f"the system {result['system']} of this project", *result["method"]],
+        protocol=f"{texts} of {case.settings.seq_len} tokens"
+        + "".join(f"; {task.name}: {len(task.items)} questions" for task in case.measures.tasks)
+        + f"; {len(case.text.calibration)} calibration windows; seed {case.settings.seed}; "
+        f"{case.parent.dtype}; parent {case.digest}; " + " ".join(["python -m", _module(), *sys.argv[1:]]),
         scores=scores,
         costs={name: (own, whole[name]) for name, own in result["costs"].items()},
         code=(Path(result["checkpoint"]) / CODE).exists(),

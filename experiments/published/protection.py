@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from data.errors import InputError
 from experiments.command_line import option
 from experiments.published.case import Case, Common
 from nas.oneshot import ends
@@ -22,6 +23,8 @@ class Protected(Common):
 
 
 def protected(case: Case, share: float) -> tuple[int, ...]:
-    """The blocks that are left alone."""
+    """The blocks that are left alone. Raises `InputError` for a share that is none."""
+    if not 0 <= share < 1:
+        raise InputError(f"--protect is {share}; give 0 to less than 1")
     first = max(1, round(share * case.shape.blocks)) if share else 0
     return ends(case.shape, first, max(1, first // 2) if share else 0)

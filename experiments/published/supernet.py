@@ -2,7 +2,7 @@
 
 The parent's units are put in order of importance once: heads and FFN channels in every block by mean
 activation, hidden channels by activation or rotated onto their principal directions, blocks by influence. A
-sub-network is a prefix of all of them, the same in every block. A grid of sub-networks over all sizes is
+subnet is a prefix of all of them, the same in every block. A grid of subnets over all sizes is
 chosen, the shared weights are trained on it by the sandwich rule with in-place distillation, and NSGA-II
 searches the trained super-network for the Pareto front of validation loss against parameters or measured
 latency. The best within the budget is taken out as a plain model. One super-network serves every `--keep` and
@@ -55,11 +55,11 @@ from nas.supernet.grids import GRIDS, Grid
 from nas.supernet.ordering import STREAMS, order
 from nas.supernet.space import UniformSpace, uniform_space
 from nas.supernet.strategies import STRATEGIES, Sandwich
-from nas.supernet.training import Recipe, train
+from nas.supernet.training import TrainingRecipe, train
 
 FORMAT = 2
 """Raised whenever a super-network is made differently from the same settings."""
-RECORD, MODEL, PAIRS = "supernet.json", "model", "pairs.journal"
+RECORD, MODEL, PAIRS, STATE = "supernet.json", "model", "pairs.journal", "training.pt"
 
 
 @dataclass(frozen=True)
@@ -78,19 +78,21 @@ class Settings(Common):
     )
     fixed_hidden: bool = option(False, "keep all hidden channels", group="space")
     floor: float = option(0.5, "smallest share of each width and of the depth", group="space")
-    grid: str = option("calibrated", "sub-networks that are trained", group="space", choices=GRIDS)
-    bins: int = option(22, "bins of size of the grid", group="space")
-    draws: int = option(4, "random sub-networks in a bin (the scripts: 10 to 50)", group="space")
-    grid_windows: int = option(8, "search windows that these are scored on", group="space")
-    steps: int = option(400, "training steps; 0 for none", group="training")
+    grid: str = option("calibrated", "subnets that are trained", group="space", choices=GRIDS)
+    bins: int = option(22, "bins of size of the grid", group="space", least=1)
+    draws: int = option(4, "random subnets in a bin (the scripts: 10 to 50)", group="space", least=1)
+    grid_windows: int = option(8, "search windows that these are scored on", group="space", least=1)
+    steps: int = option(400, "training steps; 0 for none", group="training", least=0)
     strategy: str = option("sandwich-kd", "what a step passes through", group="training", choices=STRATEGIES)
-    sampled: int = option(2, "random sub-networks in a sandwich", group="training")
-    smallest: bool = option(True, "the smallest sub-network in every sandwich", group="training")
+    sampled: int = option(2, "random subnets in a sandwich", group="training")
+    smallest: bool = option(True, "the smallest subnet in every sandwich", group="training")
     train_batch: int = option(4, "windows in a step", group="training")
     learning_rate: float | None = option(
         None, "highest rate; none for 1e-4, and 1e-3 with adapters", group="training"
     )
-    rank: int = option(0, "rank of adapters that are trained alone; 0 trains all weights", group="training")
+    rank: int = option(
+        0, "rank of adapters that are trained alone; 0 trains all weights", group="training", least=0
+    )
     alpha: float = option(16.0, "scale of the adapters, over their rank", group="training")
     dropout: float = option(0.05, "of what goes into adapters", group="training")
     adapt_ends: bool = option(False, "adapters for embeddings and head, too", group="training")
@@ -101,11 +103,11 @@ class Settings(Common):
         "parameters", "what the front weighs loss against: all parameters, or prefill time over the parent's",
         group="search",
     )  # fmt: skip
-    measurements: int = option(40, "sub-networks measured at each fraction", group="search")
+    measurements: int = option(40, "subnets measured at each fraction", group="search", least=1)
     front_from: float = option(
         0.6, "smallest share of the budget that the front goes down to; 0 for all", group="search"
     )
-    finalists: int = option(4, "best of them compared on the final windows", group="search")
+    finalists: int = option(4, "best of them compared on the final windows", group="search", least=1)
 
 
 @dataclass(frozen=True)
@@ -122,19 +124,21 @@ class SuperNetwork:
 
 
 def prune(case: Case, keep: float, settings: Settings) -> Outcome:
-    """The best sub-network within the budget of a super-network that is trained once."""
+    """The best subnet within the budget of a super-network that is trained once."""
     _check(settings)
-    whole = super_network(case, settings)
     limit = case.budget(keep).limits["block_parameters"]
+    smallest = _space(case.shape, list(range(case.shape.blocks)), settings).smallest
+    least = case.cost(smallest)["block_parameters"] / limit
+    if least > 1:
+        raise InputError(
+            f"the smallest subnet keeps {keep * least:.3f} of the blocks, more than --keep {keep:g}; give a "
+            f"--floor below {settings.floor:g}"
+        )
+    whole = super_network(case, settings)
 
     def load(architecture: Architecture) -> float:
         return whole.cost(architecture)["block_parameters"] / limit
 
-    if load(whole.space.smallest) > 1:
-        raise InputError(
-            f"the smallest sub-network keeps {keep * load(whole.space.smallest):.3f} of the blocks, more "
-            f"than --keep {keep:g}; give a --floor below {settings.floor:g}"
-        )
     points = _measured(case, whole, settings, load)
     finalists = sorted((p for p in points if load(p.architecture) <= 1), key=lambda point: point.loss)
     final = {
@@ -150,9 +154,9 @@ def prune(case: Case, keep: float, settings: Settings) -> Outcome:
             f"a super-network ordered by {settings.criterion}, hidden channels by {_stream(settings)}, "
             f"blocks by {settings.block_criterion}",
             f"trained for {settings.steps} steps of {settings.train_batch} windows, {settings.strategy} on "
-            f"{len(whole.grid.architectures)} sub-networks of a {settings.grid} grid, "
+            f"{len(whole.grid.architectures)} subnets of a {settings.grid} grid, "
             + (f"adapters of rank {settings.rank}" if settings.rank else "all weights"),
-            f"{len(points)} sub-networks measured by {settings.searcher}, {len(final)} on final windows",
+            f"{len(points)} subnets measured by {settings.searcher}, {len(final)} on final windows",
         ],
         {
             "front": [_told(case, whole, point, settings.objective) for point in front_of(points)],
@@ -162,7 +166,7 @@ def prune(case: Case, keep: float, settings: Settings) -> Outcome:
             "final_over_parent": float(np.exp(final[best] - _parent_loss(case))),
             "training": trained,
             "unreached_bins": whole.record["unreached"],
-            "sub_networks": whole.space.size,
+            "subnets": whole.space.size,
             "super_network": str(whole.folder / MODEL),
         },
         basis=(whole.model.config, whole.shape),
@@ -200,7 +204,7 @@ def super_network(case: Case, settings: Settings) -> SuperNetwork:
     with tqdm(total=settings.steps, desc="training", unit="step", leave=False) as bar:
         trained = train(
             ordered.model, shape, grid, _training_windows(case, settings), settings.steps, _recipe(settings),
-            bar.update,
+            bar.update, state=folder / STATE, fingerprint=digest,
         )  # fmt: skip
     seconds = perf_counter() - start
     say(f"{settings.steps} training steps in {seconds:.0f} s")
@@ -217,20 +221,21 @@ def super_network(case: Case, settings: Settings) -> SuperNetwork:
     }  # fmt: skip
     trained.model.save_pretrained(folder / MODEL)
     write_json(record, folder / RECORD)  # last: its presence says that all is there
+    (folder / STATE).unlink(missing_ok=True)
     return SuperNetwork(trained.model, shape, cost, space, grid, folder, record)
 
 
 def _measured(
     case: Case, whole: SuperNetwork, settings: Settings, load: Callable[[Architecture], float]
 ) -> list[Point]:
-    """Sub-networks within the budget as measured, each once for all fractions and runs."""
+    """Subnets within the budget as measured, each once for all fractions and runs."""
     store = Pairs(
         str(whole.folder / PAIRS),
         Setting({"objective": settings.objective, "windows": len(case.text.pairs),
                  "device": device_name(case.parent.device)}),
     )  # fmt: skip
     known = {pair.architecture: pair for pair in store.all}
-    bar = tqdm(total=settings.measurements, desc="search", unit="sub-network", leave=False)
+    bar = tqdm(total=settings.measurements, desc="search", unit="subnet", leave=False)
 
     def measure(architecture: Architecture) -> Point:
         if architecture not in known:
@@ -259,7 +264,7 @@ def _measured(
         )  # fmt: skip
     if not found:
         raise InputError(
-            f"no sub-network keeps {settings.front_from:g} to 1 times the budget; give a smaller --front-from"
+            f"no subnet keeps {settings.front_from:g} to 1 times the budget; give a smaller --front-from"
         )
     return found
 
@@ -291,7 +296,7 @@ def _told(case: Case, whole: SuperNetwork, point: Point, objective: str) -> dict
 
 def _grid(case: Case, whole: SuperNetwork, settings: Settings) -> Grid:
     seen = spread(case.text.pairs, min(settings.grid_windows, len(case.text.pairs)))
-    with tqdm(desc="grid", unit="sub-network", leave=False) as bar:
+    with tqdm(desc="grid", unit="subnet", leave=False) as bar:
 
         def score(architecture: Architecture) -> float:
             bar.update()
@@ -320,8 +325,8 @@ def _training_windows(case: Case, settings: Settings) -> Tensor:
     return draw(split, min(wanted, len(split)), np.random.default_rng(settings.seed))
 
 
-def _recipe(settings: Settings) -> Recipe:
-    return Recipe(
+def _recipe(settings: Settings) -> TrainingRecipe:
+    return TrainingRecipe(
         settings.strategy, Sandwich(settings.sampled, settings.smallest), settings.train_batch,
         settings.learning_rate, rank=settings.rank, alpha=settings.alpha, dropout=settings.dropout,
         ends=settings.adapt_ends, seed=settings.seed,
@@ -365,9 +370,6 @@ def _record(path: Path) -> dict[str, Any] | None:
 
 
 def _check(settings: Settings) -> None:
-    for name, least in {"bins": 1, "draws": 1, "grid_windows": 1, "measurements": 1, "finalists": 1}.items():
-        if getattr(settings, name) < least:
-            raise InputError(f"--{name.replace('_', '-')} is {getattr(settings, name)}; give {least} or more")
     if not 0 <= settings.front_from <= 1:
         raise InputError(f"--front-from is {settings.front_from}; give 0 to 1")
 

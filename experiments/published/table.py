@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -14,12 +15,12 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
 
     def line(name: str, keep: str, kept: str, scores: Mapping[str, Any], ratio: float, seconds: str) -> str:
         texts = [shown(scores["perplexities"].get(each), 18, 2) for each in corpora]
-        hits = [shown(scores["tasks"].get(each, {}).get("acc"), 15, 3) for each in tasks]
+        hits = [accuracy(scores["tasks"].get(each)) for each in tasks]
         return f"{name:{wide}}{keep:>6}{kept:>8}{''.join(texts)}{ratio:10.3f}{''.join(hits)}{seconds:>9}"
 
     lines = [
         f"{'system':{wide}}{'keep':>6}{'kept':>8}"
-        + "".join(f"{corpus[-16:]:>18}" for corpus in corpora)
+        + "".join(f"{Path(corpus).name[-16:]:>18}" for corpus in corpora)
         + f"{'× parent':>10}"
         + "".join(f"{task:>15}" for task in tasks)
         + f"{'seconds':>9}"
@@ -29,9 +30,15 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
     for each in results:
         keep, kept = f"{each['keep']:g}", f"{each['kept']:.3f}"
         lines.append(line(each["system"], keep, kept, each, each["over_parent"], f"{each['seconds']:.0f}"))
+    lines.append("seconds: what is shared (statistics, a super-network) counts where it was first needed")
     return "\n".join(lines)
 
 
 def shown(value: float | None, wide: int, digits: int) -> str:
     """A number in a column; a dash where there is none."""
     return f"{'–':>{wide}}" if value is None else f"{value:{wide}.{digits}f}"
+
+
+def accuracy(scores: Mapping[str, Any] | None) -> str:
+    """A task's accuracy and its standard error, in a column."""
+    return f"{'–':>15}" if scores is None else f"{scores['acc']:.3f} ±{scores['acc_stderr']:.3f}".rjust(15)

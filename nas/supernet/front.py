@@ -16,7 +16,7 @@ from nas.supernet.space import KNOBS, UniformSpace
 
 @dataclass(frozen=True)
 class Point:
-    """A measured sub-network: its loss in nats per token and its cost, both better when smaller."""
+    """A measured subnet: its loss in nats per token and its cost, both better when smaller."""
 
     architecture: Architecture
     loss: float
@@ -33,7 +33,7 @@ def search_front(
     population: int = 16,
     seed: int = 0,
 ) -> list[Point]:
-    """Up to `measurements` distinct sub-networks whose `excess` over the budget is 0 or less, as measured.
+    """Up to `measurements` distinct subnets whose `excess` over the budget is 0 or less, as measured.
 
     `starts` are asked for first, as far as they are within the budget. NSGA-II is told of a proposal beyond
     the budget by how much it is beyond, and nothing beyond is ever measured; proposals are bounded at 40 for

@@ -1,7 +1,7 @@
-"""Which sub-networks a super-network is trained for: grids over the sizes, by name.
+"""Which subnets a super-network is trained for: grids over the sizes, by name.
 
 The calibrated grid of arXiv 2410.06479 splits the sizes into equal bins and keeps the best of several random
-sub-networks of each. Its scripts wait for ever for a bin that no sub-network falls into; here tries are
+subnets of each. Its scripts wait for ever for a bin that no subnet falls into; here tries are
 bounded, and the bins that stayed empty are named.
 """
 
@@ -21,7 +21,7 @@ Measure = Callable[[Architecture], float]
 
 @dataclass(frozen=True)
 class Grid:
-    """Sub-networks by size, the smallest and the largest of the space first and last; `unreached` are the
+    """Subnets by size, the smallest and the largest of the space first and last; `unreached` are the
     bins, from one size to the next, that no draw fell into."""
 
     architectures: tuple[Architecture, ...]
@@ -64,7 +64,7 @@ def diagonal(
 def uniform(
     space: UniformSpace, size: Measure, score: Measure, bins: int, draws: int, rng: np.random.Generator
 ) -> Grid:
-    """`bins` times `draws` sub-networks with every knob drawn evenly; nothing is scored."""
+    """`bins` times `draws` subnets with every knob drawn evenly; nothing is scored."""
     return _grid(space, size, [space.sample(rng) for _ in range(bins * draws)], [])
 
 
@@ -74,7 +74,7 @@ GRIDS: dict[str, Callable[[UniformSpace, Measure, Measure, int, int, np.random.G
     "diagonal": diagonal,
     "uniform": uniform,
 }
-"""By name; all take the space, the size and the score of a sub-network, bins, draws a bin, and randomness."""
+"""By name; all take the space, the size and the score of a subnet, bins, draws a bin, and randomness."""
 
 TRIES = 1000
 """Draws by rejection that a bin gets, as in the scripts."""
@@ -83,7 +83,7 @@ TRIES = 1000
 def _binned(
     space: UniformSpace, size: Measure, bins: int, draws: int, rng: np.random.Generator
 ) -> list[tuple[list[Architecture], tuple[float, float]]]:
-    """Up to `draws` distinct random sub-networks of each bin, with the bin, within `TRIES` draws a bin."""
+    """Up to `draws` distinct random subnets of each bin, with the bin, within `TRIES` draws a bin."""
     if bins < 1 or draws < 1:
         raise InputError(f"a grid of {bins} bins with {draws} draws each holds nothing; give 1 or more")
     edges = np.linspace(size(space.smallest), size(space.largest), bins + 1)

@@ -1,4 +1,4 @@
-"""Order a parent once, so that the prefixes of it are its best sub-networks.
+"""Order a parent once, so that the prefixes of it are its best subnets.
 
 arXiv 2410.06479 orders by mean activation, as Minitron (arXiv 2407.14679) does. Its scripts sum the scores of
 heads and channels over all layers and put every layer into one common order, although channel i of one layer

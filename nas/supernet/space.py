@@ -1,4 +1,4 @@
-"""The space of sub-networks that are the same in every block: hidden width, KV groups, FFN width, depth."""
+"""The space of subnets that are the same in every block: hidden width, KV groups, FFN width, depth."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class UniformSpace:
                 raise InputError(f"knob {name} has choices {choices}; give ascending, positive ones")
 
     def build(self, choice: Mapping[str, int]) -> Architecture:
-        """The sub-network of these values of the knobs: the first of everything, alike in all its blocks."""
+        """The subnet of these values of the knobs: the first of everything, alike in all its blocks."""
         kept = sorted(self.order[: choice["depth"]])
         widths = (choice["kv_groups"], self.shape.queries_per_group, choice["ffn"])
         return Architecture(choice["hidden"], tuple(Block(source, *widths) for source in kept))
@@ -61,7 +61,7 @@ class UniformSpace:
         )
 
     def all(self) -> Iterator[Architecture]:
-        """Every sub-network once."""
+        """Every subnet once."""
         for values in product(*self.knobs.values()):
             yield self.build(dict(zip(KNOBS, values, strict=True)))
 
@@ -77,7 +77,7 @@ class UniformSpace:
 
     @cached_property
     def size(self) -> int:
-        """How many sub-networks there are."""
+        """How many subnets there are."""
         return math.prod(len(choices) for choices in self.knobs.values())
 
 

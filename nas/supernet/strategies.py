@@ -1,4 +1,4 @@
-"""Which sub-networks a training step passes through: strategies by name."""
+"""Which subnets a training step passes through: strategies by name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nas.supernet.grids import Grid
 
 @dataclass(frozen=True)
 class Pass:
-    """A forward and a backward pass of a step: through the whole super-network (None) or a sub-network, on
+    """A forward and a backward pass of a step: through the whole super-network (None) or a subnet, on
     the text or, `distilled`, towards what the whole super-network said of the same text in the same step."""
 
     architecture: Architecture | None = None
@@ -22,7 +22,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class Sandwich:
-    """What a sandwich holds besides the whole super-network: random sub-networks, and the smallest."""
+    """What a sandwich holds besides the whole super-network: random subnets, and the smallest."""
 
     random: int = 2
     smallest: bool = True
@@ -42,21 +42,21 @@ def standard(
 def random(
     grid: Grid, progress: float, step: int, sandwich: Sandwich, rng: np.random.Generator
 ) -> list[Pass]:
-    """One random sub-network."""
+    """One random subnet."""
     return [Pass(_draw(grid, rng))]
 
 
 def random_linear(
     grid: Grid, progress: float, step: int, sandwich: Sandwich, rng: np.random.Generator
 ) -> list[Pass]:
-    """A random sub-network with a probability that rises linearly from 0 to 1, else the whole."""
+    """A random subnet with a probability that rises linearly from 0 to 1, else the whole."""
     return [Pass(_draw(grid, rng) if rng.random() < progress else None)]
 
 
 def alternating(
     grid: Grid, progress: float, step: int, sandwich: Sandwich, rng: np.random.Generator
 ) -> list[Pass]:
-    """The whole and a random sub-network in turn (ATS)."""
+    """The whole and a random subnet in turn (ATS)."""
     return [Pass(_draw(grid, rng) if step % 2 else None)]
 
 

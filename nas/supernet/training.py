@@ -1,4 +1,4 @@
-"""Train the weights that all sub-networks share: passes are through slices, gradients go to the whole.
+"""Train the weights that all subnets share: passes are through slices, gradients go to the whole.
 
 The knowledge distilled in place is the distribution over the vocabulary at every position, KL(whole || sub),
 mean over tokens. The scripts of arXiv 2410.06479 have a term that normalises over the tokens instead, a mean
@@ -8,9 +8,11 @@ that grows with the length of the text, and a sandwich that ignores its distilla
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,14 +23,18 @@ from transformers import PreTrainedModel
 from data.errors import InputError
 from nas.adapters import adapt, merge
 from nas.recovery.losses import Reference, divergence
+from nas.recovery.state import read_state, write_state
 from nas.shape import Shape
 from nas.subnet import cut
 from nas.supernet.grids import Grid
 from nas.supernet.strategies import STRATEGIES, Pass, Sandwich
 
+SAVE_EVERY = 20
+"""Steps between two states on the disk."""
+
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingRecipe:
     """The numbers of a training.
 
     A step takes `batch_size` windows through the passes of its `strategy`. The rate rises linearly to
@@ -36,7 +42,7 @@ class Recipe:
     with adapters: after 60 steps of 4 windows the whole of a parent of 8 M parameters was 1.6 % above its
     perplexity at 1e-4, and 6.9 % at 3e-4. `rank` 0 trains all weights; above it, adapters of this rank alone
     are trained, with `alpha` and `dropout`, and merged at the end; `ends` gives embeddings and head one, too.
-    There is no weight decay: it would shrink what no sampled sub-network used.
+    There is no weight decay: it would shrink what no sampled subnet used.
     """
 
     strategy: str = "sandwich-kd"
@@ -59,7 +65,7 @@ class Recipe:
         if self.batch_size < 1 or self.sandwich.random < 0 or self.rank < 0:
             raise InputError(
                 f"a training takes {self.batch_size} windows a step, {self.sandwich.random} random "
-                f"sub-networks and adapters of rank {self.rank}; give 1, 0 and 0 or more"
+                f"subnets and adapters of rank {self.rank}; give 1, 0 and 0 or more"
             )
         if not 0 <= self.warmup <= 1 or not 0 <= self.dropout < 1:
             raise InputError(
@@ -90,14 +96,19 @@ def train(
     grid: Grid,
     windows: Tensor,
     steps: int,
-    recipe: Recipe,
+    recipe: TrainingRecipe,
     progress: Callable[[int], object] = lambda done: None,
+    *,
+    state: Path | None = None,
+    fingerprint: str = "",
 ) -> Trained:
     """Train a copy of a super-network of this shape for `steps` on training `windows` (n, seq_len).
 
     Weights are float32 in between, for a bfloat16 weight takes no step as small as training's. All randomness
-    comes from the recipe's seed; the global generators are left as they are. 0 steps change nothing. Raises
-    `InputError` where the loss leaves the finite numbers.
+    comes from the recipe's seed; the global generators are left as they are. 0 steps change nothing. With
+    a `state` file a training that was interrupted goes on from there, if its `fingerprint` (of all that it
+    depends on) is the same; on the CPU with the very same result. Raises `InputError` for the file of another
+    training, and where the loss leaves the finite numbers.
     """
     if steps < 0:
         raise InputError(f"{steps} training steps were asked for; give 0 or more")
@@ -116,11 +127,22 @@ def train(
     optimizer = torch.optim.AdamW(trained, weight_decay=0.0)
     rng = np.random.default_rng(recipe.seed)
     order: list[int] = []
-    history = []
+    history: list[tuple[float, float]] = []
+    before = read_state(state, fingerprint)
+    if before is not None:
+        with torch.no_grad():
+            for weight, kept in zip(trained, before["weights"], strict=True):
+                weight.copy_(kept)
+        optimizer.load_state_dict(before["optimizer"])
+        rng.bit_generator.state = json.loads(before["rng"])
+        order, history = before["order"], [(own, whole) for own, whole in before["history"]]
+        progress(len(history))
     work.train()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(recipe.seed)  # of dropout
-        for step in range(steps):
+        if before is not None:
+            torch.set_rng_state(before["dropout"])
+        for step in range(len(history), steps):
             while len(order) < recipe.batch_size:
                 order += rng.permutation(len(windows)).tolist()
             rows, order = order[: recipe.batch_size], order[recipe.batch_size :]
@@ -139,6 +161,16 @@ def train(
             nn.utils.clip_grad_norm_([each for each in trained if each.grad is not None], recipe.clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            if state is not None and (step + 1) % SAVE_EVERY == 0:
+                now = {
+                    "weights": [weight.detach().cpu() for weight in trained],
+                    "optimizer": optimizer.state_dict(),
+                    "rng": json.dumps(rng.bit_generator.state),
+                    "dropout": torch.get_rng_state(),
+                    "order": order,
+                    "history": history,
+                }
+                write_state(state, fingerprint, now)
             progress(1)
     return Trained(merge(work).to(dtype).eval().requires_grad_(False), tuple(history))
 

@@ -98,8 +98,8 @@ def test_the_same_command_again_measures_nothing_again(toy: Path, everything: Pa
     assert all(after[name] == before[name] for name in unchanged)
 
 
-def test_a_relative_folder_gets_cards_and_other_weights_are_pruned_anew(
-    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_relative_folder_gets_cards_and_other_weights_are_refused(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(toy / "parent", "parent")
@@ -111,9 +111,8 @@ def test_a_relative_folder_gets_cards_and_other_weights_are_pruned_anew(
     for parameter in model.model.layers.parameters():
         parameter.data *= 0.9
     model.save_pretrained("parent")
-    assert compared(toy, Path("out"), *words) == 0
-    (second,) = json.loads(Path("out/compare.json").read_text())
-    assert second["asked"]["digest"] != first["asked"]["digest"]
+    assert compared(toy, Path("out"), *words) == 2
+    assert "was made with digest" in capsys.readouterr().err
 
 
 def test_what_cannot_be_dropped_leaves_the_others_a_table(
@@ -125,13 +124,32 @@ def test_what_cannot_be_dropped_leaves_the_others_a_table(
     assert "shortgpt" in shown.out
 
 
-def test_other_settings_are_measured_anew(toy: Path, tmp_path: Path) -> None:
+def test_what_other_settings_made_is_not_replaced(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert compared(toy, tmp_path, "--systems", "llm_pruner_unprotected") == 0
-    path = tmp_path / "llm_pruner_unprotected-0.6" / RESULT
-    first = json.loads(path.read_text())
-    assert compared(toy, tmp_path, "--systems", "llm_pruner_unprotected", "--calibration-windows", "4") == 0
-    second = json.loads(path.read_text())
-    assert (first["asked"]["calibration_windows"], second["asked"]["calibration_windows"]) == (16, 4)
+    before = everything_in(tmp_path)
+    assert compared(toy, tmp_path, "--systems", "llm_pruner_unprotected", "--calibration-windows", "4") == 2
+    assert "was made with calibration_windows 16, not 4; give another --out" in capsys.readouterr().err
+    assert everything_in(tmp_path) == before
+
+
+def test_a_comparison_grows_and_can_be_moved(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert compared(toy, tmp_path / "out", "--systems", "flap") == 0
+    (tmp_path / "out").rename(tmp_path / "moved")
+    assert compared(toy, tmp_path / "moved", "--systems", "shortgpt") == 0
+    both = json.loads((tmp_path / "moved" / "compare.json").read_text())
+    assert [each["system"] for each in both] == ["flap", "shortgpt"]
+    assert all("moved" in each["checkpoint"] for each in both)
+    assert compared(toy, tmp_path / "moved", "--systems", "flap", "--test-windows", "5") == 0
+    (alone,) = json.loads(
+        (tmp_path / "moved" / "compare.json").read_text()
+    )  # the other is measured otherwise
+    (Path(alone["checkpoint"]) / "model.safetensors").unlink()
+    assert compared(toy, tmp_path / "moved", "--systems", "flap", "--test-windows", "5") == 0
+    assert (Path(alone["checkpoint"]) / "model.safetensors").is_file()
 
 
 def test_another_text_or_task_is_measured_without_pruning_again(

@@ -14,7 +14,7 @@ from data.errors import InputError
 from experiments.command_line import parse, run
 from experiments.published import supernet
 from experiments.published.case import open_case
-from experiments.published.outcome import RESULT
+from experiments.published.outcome import read_results
 from nas.architecture import Architecture
 from nas.families import count
 from nas.subnet import cut
@@ -34,7 +34,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pruned(toy: Path, out: Path, *more: str) -> list[dict[str, Any]]:
     assert run(supernet.Settings, supernet.main, given(toy, out, *TINY, *more)) == 0
-    return [json.loads(path.read_text()) for path in sorted(out.glob(f"supernet-*/{RESULT}"))]
+    return [each for each in read_results(out) if each["system"] == "supernet"]
 
 
 @pytest.mark.slow
@@ -70,9 +70,7 @@ def test_every_way_ends_in_a_plain_checkpoint_within_the_budget(
 
 
 @pytest.mark.slow
-def test_the_checkpoint_is_the_sub_network_of_the_super_network_that_is_kept(
-    toy: Path, tmp_path: Path
-) -> None:
+def test_the_checkpoint_is_the_subnet_of_the_super_network_that_is_kept(toy: Path, tmp_path: Path) -> None:
     result = pruned(toy, tmp_path, "--hidden-order", "rotation")[0]
     settings = parse(supernet.Settings, given(toy, tmp_path, *TINY, "--hidden-order", "rotation"))
     case = open_case(settings)
@@ -105,8 +103,8 @@ def test_a_super_network_is_trained_once(
     [
         ({"bins": 0}, "--bins is 0"),
         ({"front_from": 2.0}, "--front-from is 2.0"),
-        ({"floor": 0.9}, "the smallest sub-network keeps .* more than --keep 0.6; give a --floor below 0.9"),
-        ({"front_from": 1.0}, "no sub-network keeps 1 to 1 times the budget"),
+        ({"floor": 0.9}, "the smallest subnet keeps .* more than --keep 0.6; give a --floor below 0.9"),
+        ({"front_from": 1.0}, "no subnet keeps 1 to 1 times the budget"),
     ],
 )
 def test_bad_settings_are_refused_in_a_sentence(

@@ -1,7 +1,8 @@
-"""A super-network: its slices are its sub-networks, with adapters too, and training reaches only them."""
+"""A super-network: its slices are its subnets, with adapters too, and training reaches only them."""
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,10 +19,11 @@ from nas.importance import CRITERIA
 from nas.recovery.losses import Reference, divergence
 from nas.shape import Shape
 from nas.subnet import cut
+from nas.supernet import training
 from nas.supernet.grids import Grid
 from nas.supernet.ordering import STREAMS, order
 from nas.supernet.strategies import STRATEGIES, Pass, Sandwich
-from nas.supernet.training import Recipe, backward, train
+from nas.supernet.training import TrainingRecipe, backward, train
 from tests.nas.test_cut import same
 from tests.nas.tiny_models import NARROWABLE, VOCAB, architecture_of_cut, tiny_parent, tokens
 
@@ -188,7 +190,7 @@ def test_a_distilled_pass_does_not_teach_the_teacher() -> None:
     alone = blocks_of(parent)[0].mlp.up_proj.weight.grad.clone()
     parent.zero_grad()
     backward(parent, shape, [Pass(), Pass(one_block, distilled=True)], tokens())
-    # Block 0 is not in the sub-network: half of what the whole says of it, and no more.
+    # Block 0 is not in the subnet: half of what the whole says of it, and no more.
     same(blocks_of(parent)[0].mlp.up_proj.weight.grad, alone / 2)
     with pytest.raises(ValueError, match="before it"):
         backward(parent, shape, [Pass(one_block, distilled=True)], tokens())
@@ -199,7 +201,7 @@ def test_training_is_the_same_again_and_zero_steps_change_nothing(strategy: str)
     parent = tiny_parent("llama")
     shape = shape_of(parent)
     before = weights(parent)
-    recipe = Recipe(strategy=strategy, batch_size=2, learning_rate=1e-2)
+    recipe = TrainingRecipe(strategy=strategy, batch_size=2, learning_rate=1e-2)
     state = torch.get_rng_state()
     runs = [train(parent, shape, grid_of(shape), tokens(batch=6), 3, recipe) for _ in range(2)]
     assert torch.equal(torch.get_rng_state(), state)
@@ -219,7 +221,7 @@ def test_training_lowers_the_loss_of_what_it_trains(rank: int) -> None:
     shape = shape_of(parent)
     grid = grid_of(shape)
     windows = tokens(batch=4)
-    recipe = Recipe(strategy="sandwich", batch_size=4, learning_rate=1e-2, rank=rank, dropout=0.0)
+    recipe = TrainingRecipe(strategy="sandwich", batch_size=4, learning_rate=1e-2, rank=rank, dropout=0.0)
     model = train(parent, shape, grid, windows, 12, recipe).model
     assert not any(parameter.requires_grad for parameter in model.parameters())
     for architecture in grid.architectures:
@@ -233,15 +235,44 @@ def loss(model: PreTrainedModel, shape: Shape, architecture: Architecture, windo
     return float(cut(model, shape, architecture)(windows, labels=windows).loss)
 
 
+@pytest.mark.parametrize("rank", [0, 4])
+def test_an_interrupted_training_ends_where_a_whole_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    monkeypatch.setattr(training, "SAVE_EVERY", 2)
+    parent = tiny_parent("llama")
+    shape, grid, windows = shape_of(parent), grid_of(shape_of(parent)), tokens(batch=6)
+    recipe = TrainingRecipe(batch_size=2, learning_rate=1e-3, rank=rank, dropout=0.1)
+    whole = train(parent, shape, grid, windows, 8, recipe)
+    given = {"state": tmp_path / "training.pt", "fingerprint": "x"}
+    done: list[int] = []
+
+    def stop(step: int) -> None:
+        done.append(step)
+        if len(done) == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(parent, shape, grid, windows, 8, recipe, stop, **given)  # type: ignore[arg-type]
+    done.clear()
+    resumed = train(parent, shape, grid, windows, 8, recipe, done.append, **given)  # type: ignore[arg-type]
+    assert done == [4, 1, 1, 1, 1]
+    assert resumed.history == whole.history
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], weight)
+    with pytest.raises(InputError, match="another training"):
+        train(parent, shape, grid, windows, 8, recipe, state=tmp_path / "training.pt", fingerprint="y")
+
+
 def test_a_training_that_cannot_be_is_refused() -> None:
     parent = tiny_parent("llama")
     shape = shape_of(parent)
     with pytest.raises(InputError, match="-1 training steps"):
-        train(parent, shape, grid_of(shape), tokens(), -1, Recipe())
+        train(parent, shape, grid_of(shape), tokens(), -1, TrainingRecipe())
     with pytest.raises(InputError, match="is not finite"):
-        train(parent, shape, grid_of(shape), tokens(), 9, Recipe(batch_size=2, learning_rate=1e30))
+        train(parent, shape, grid_of(shape), tokens(), 9, TrainingRecipe(batch_size=2, learning_rate=1e30))
     with pytest.raises(InputError, match="'soup' is not known"):
-        Recipe(strategy="soup")
+        TrainingRecipe(strategy="soup")
 
 
 def test_strategies_pass_through_what_they_say() -> None:

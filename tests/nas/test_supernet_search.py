@@ -77,7 +77,7 @@ def test_a_grid_has_both_ends_ascends_and_is_the_same_again(name: str) -> None:
 
 
 def test_a_calibrated_grid_has_the_best_of_every_bin() -> None:
-    """With so many draws that every sub-network is drawn, the best of a bin is its best of all."""
+    """With so many draws that every subnet is drawn, the best of a bin is its best of all."""
     found = GRIDS["calibrated"](SPACE, size, score, 5, SPACE.size, np.random.default_rng(0))
     edges = np.linspace(size(SPACE.smallest), size(SPACE.largest), 6)[1:-1]
     best: dict[int, float] = {}
