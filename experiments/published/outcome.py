@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -14,13 +13,13 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from data.errors import InputError
+from experiments.published.card import card
 from experiments.published.case import Case, Common, open_case
 from experiments.published.table import table
 from experiments.results import versions
 from experiments.stages import say
 from nas.architecture import Architecture
-from nas.card import model_card
-from nas.export import CODE, save_again, save_checkpoint
+from nas.export import save_again, save_checkpoint
 from nas.families import blocks_of, count
 from nas.parent import stored_dtype
 from nas.recovery import Recipe
@@ -175,8 +174,7 @@ def _scored(case: Case, made: dict[str, Any], folder: Path) -> dict[str, Any]:
         "measured": protocol,
     }
     if Path(made["checkpoint"]).parent == folder:  # one that a system has saved itself has its own card
-        card = _card(case, result)
-        (folder / "checkpoint" / "README.md").write_text(card, encoding="utf-8")
+        (folder / "checkpoint" / "README.md").write_text(card(case, result), encoding="utf-8")
     _write(result, folder)
     return result
 
@@ -223,35 +221,3 @@ def _write(result: Mapping[str, Any], folder: Path) -> None:
     """The record, with its checkpoint's place below the folder, so that both can be moved."""
     place = Path(result["checkpoint"]).relative_to(folder)
     write_json({**result, "checkpoint": str(place)}, folder / RESULT)
-
-
-def _card(case: Case, result: Mapping[str, Any]) -> str:
-    whole = case.cost(case.shape.parent)
-    texts = ", ".join(f"{name}: {len(each)} windows" for name, each in case.measures.texts.items())
-    scores = {
-        f"{corpus}, test perplexity": (value, result["parent"]["perplexities"][corpus])
-        for corpus, value in result["perplexities"].items()
-    }
-    scores |= {
-        f"{task}, accuracy": (own["acc"], result["parent"]["tasks"][task]["acc"])
-        for task, own in result["tasks"].items()
-    }
-    return model_card(
-        Architecture.from_json(json.dumps(result["architecture"])),
-        case.shape,
-        parent=case.settings.parent,
-        licence="apache-2.0" if case.settings.parent == "demo" else None,
-        method=[f"the system {result['system']} of this project", *result["method"]],
-        protocol=f"{texts} of {case.settings.seq_len} tokens"
-        + "".join(f"; {task.name}: {len(task.items)} questions" for task in case.measures.tasks)
-        + f"; {len(case.text.calibration)} calibration windows; seed {case.settings.seed}; "
-        f"{case.parent.dtype}; parent {case.digest}; " + " ".join(["python -m", _module(), *sys.argv[1:]]),
-        scores=scores,
-        costs={name: (own, whole[name]) for name, own in result["costs"].items()},
-        code=(Path(result["checkpoint"]) / CODE).exists(),
-    )
-
-
-def _module() -> str:
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return spec.name if spec else "experiments.published.compare"
