@@ -140,8 +140,9 @@ def _trained(case: Case, made: Mapping[str, Any], method: str, folder: Path) -> 
         )  # fmt: skip
     checkpoint = save_again(after.model, Path(made["checkpoint"]), folder / "checkpoint")
     tokens = steps * settings.batch_size * settings.seq_len
+    same = ("keep", "kept", "parameters_kept", "architecture", "costs", "details", "versions")
     return {
-        **made,
+        **{name: made[name] for name in same},
         "system": f"{made['system']}+{method}",
         "seconds": made["seconds"] + after.seconds,
         "recovery": {"method": method, "steps": steps, "tokens": tokens, "kept_step": after.kept_step},

@@ -50,7 +50,8 @@ def fused(mode: str) -> Score:
 def reliability(evidence: Evidence, block: int) -> dict[str, float]:
     """softmax(-CV_coarse / T, -CV_fine / T): the score that varies less from window to window counts more.
 
-    CV is the coefficient of variation over windows of a unit's score, averaged over units.
+    CV is the coefficient of variation over windows of a unit's score, averaged over units; of the fine score
+    it is that of its first-order part |g w|, since a Fisher diagonal is a mean over windows itself.
     """
     gradients, shape = evidence.gradients[block], evidence.shape
     spreads = {}
