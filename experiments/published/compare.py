@@ -139,7 +139,13 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
     }
     panels = {name: each for name, each in panels.items() if each}
     figure, grid = pyplot.subplots(
-        1, len(panels), figsize=(10 * len(panels), 6), layout="constrained", sharey=True, squeeze=False
+        1,
+        len(panels),
+        figsize=(10 * len(panels), 6),
+        layout="constrained",
+        sharex=True,
+        sharey=True,
+        squeeze=False,
     )
     for axes, (title, each) in zip(grid[0], panels.items(), strict=True):
         axes.set(xlabel="fraction of the blocks' parameters kept", yscale="log", title=title)
