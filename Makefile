@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 OUT ?= runs/demo
-# A shorter search than the default, so that all of it takes three to six minutes on two cores.
+# A shorter search than the default, so that all of it takes two to three minutes on two cores.
 DEMO := --pairs 64 --first-pairs 24 --rounds 4 --finalists 2 --pair-windows 16 --test-windows 96 \
 	--calibration-windows 64 --final-windows 48 --trials 120
 

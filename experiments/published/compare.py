@@ -101,18 +101,16 @@ def main(settings: Settings) -> None:
                 say(f"{name} at {keep:g} is left out: {error}")
     if not results:
         raise InputError("no system could be run; the lines above say why, give other --systems or --keep")
-    results = with_others(results, settings.out)
+    results = with_others(results[0]["measured"], settings.out)
     write_json(results, settings.out / "compare.json")
     print(table(results))
     plot(results, settings.out / "compare.png")
     say(f"{settings.out / 'compare.json'}, {settings.out / 'compare.png'}; checkpoints beside them")
 
 
-def with_others(results: list[dict[str, Any]], out: Path) -> list[dict[str, Any]]:
-    """The results and all others under `out` that were measured alike, in the order of `SYSTEMS`."""
-    known = {(each["system"], each["keep"]): each for each in read_results(out)}
-    alike = {key: each for key, each in known.items() if each["measured"] == results[0]["measured"]}
-    alike |= {(each["system"], each["keep"]): each for each in results}
+def with_others(measured: dict[str, Any], out: Path) -> list[dict[str, Any]]:
+    """All results under `out` that were measured so, in the order of `SYSTEMS`, trained ones last."""
+    alike = [each for each in read_results(out) if each["measured"] == measured]
     names = list(SYSTEMS)
 
     def place(result: dict[str, Any]) -> tuple[bool, int, float]:
@@ -120,7 +118,7 @@ def with_others(results: list[dict[str, Any]], out: Path) -> list[dict[str, Any]
         rank = names.index(system) if system in names else len(names)
         return result["recovery"] is not None, rank, -result["keep"]
 
-    return sorted(alike.values(), key=place)
+    return sorted(alike, key=place)
 
 
 def one(case: Case, name: str, keep: float, settings: Settings) -> Iterator[dict[str, Any]]:

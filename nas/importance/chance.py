@@ -1,5 +1,6 @@
 """No importance at all: a random order, the line that every criterion has to beat."""
 
+import numpy as np
 import torch
 
 from nas.evidence import Evidence
@@ -8,7 +9,8 @@ from nas.importance.scores import UnitScores
 
 def chance(evidence: Evidence, block: int) -> UnitScores:
     """Uniform draws, the same for the same shape, seed and block."""
-    draw = torch.Generator().manual_seed(hash((evidence.seed, block)) % 2**63)
+    seed = np.random.SeedSequence((evidence.seed, block)).generate_state(1)[0]
+    draw = torch.Generator().manual_seed(int(seed))
     shape, device = evidence.shape, evidence.parent.device
 
     def scores(*size: int) -> torch.Tensor:
