@@ -81,7 +81,7 @@ def main(settings: Settings) -> None:
     """Cut, train, score, compare."""
     check(settings)
     usable(settings.cache)
-    usable(settings.out)
+    usable(settings.out, "--out")
     stages, rng = Stages(), np.random.default_rng(settings.seed)
     recipe = Recipe(
         batch_size=settings.training_batch, learning_rate=settings.learning_rate, seed=settings.seed

@@ -74,14 +74,12 @@ def claim(out: Path, settings: Any) -> None:
         raise InputError(f"the output folder {out} {_trouble(out, error)}; give another --out") from error
 
 
-def usable(cache: Path) -> None:
-    """Make the folder of what runs share; `InputError` if that cannot be done."""
+def usable(folder: Path, flag: str = "--cache") -> None:
+    """Make the folder that an option names; `InputError` if that cannot be done."""
     try:
-        cache.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(
-            f"the cache folder {cache} {_trouble(cache, error)}; give another --cache"
-        ) from error
+        raise InputError(f"the folder {folder} {_trouble(folder, error)}; give another {flag}") from error
 
 
 def _as_typed(name: str, value: Any) -> str:

@@ -114,7 +114,7 @@ BAD: dict[str, tuple[Callable[[Path, Path], dict[str, object]], str]] = {
         lambda toy, at: {"out": text(at / "file", 1)},
         "is a file; give another --out",
     ),
-    "a file in the way of the cache": (lambda toy, at: {"cache": text(at / "file", 1)}, "the cache folder"),
+    "a file in the way of the cache": (lambda toy, at: {"cache": text(at / "file", 1)}, "the folder"),
 }
 
 

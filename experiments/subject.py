@@ -1,0 +1,129 @@
+"""A parent on a text, ranked and repaired: all that measuring its subnets takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from data.corpus import TEXTS
+from experiments.command_line import option
+from experiments.results import usable
+from experiments.stages import Stages
+from experiments.text import Text, calibrated_on, read_text
+from nas.building import SubnetMeter
+from nas.cost import CostModel
+from nas.encoding import Encoding
+from nas.evaluate import evaluate
+from nas.families import shape_of
+from nas.importance import CRITERIA
+from nas.pair_table import PairTable
+from nas.pairs import Pair, Setting
+from nas.parent import DTYPES, check_seq_len, choose_device, choose_dtype, digest_of, load_parent
+from nas.prepare import FORMAT, Prepared, prepare
+from nas.sampling import Hints
+from nas.shape import Shape
+from nas.space import SearchSpace, default_space
+
+
+@dataclass(frozen=True)
+class OfSubject:
+    """Settings that name a parent, its text and how its subnets are measured; as in the main job."""
+
+    parent: str = option("demo", "model to cut: a Hub id, a local folder or demo", group="input")
+    corpus: str = option(
+        "demo", f"text to calibrate on (train) and to measure on (validation): {TEXTS}", group="input"
+    )
+    seq_len: int = option(256, "tokens in a window", group="input", least=2)
+    calibration_windows: int = option(
+        128, "training windows that ranking and repair see", group="input", least=1
+    )
+    pair_windows: int = option(32, "validation windows that each pair is measured on", group="input", least=1)
+    ranking: str = option(
+        "elimination", "importance criterion that orders the units", group="input", choices=CRITERIA
+    )
+    device: str = option("auto", "auto, cpu, cuda or cuda:N", group="run")
+    dtype: str = option(
+        "auto", "what is computed in; auto is bfloat16 on CUDA, else float32", group="run", choices=DTYPES
+    )
+    batch_size: int = option(8, "windows in a forward pass", group="run", least=1)
+    seed: int = option(0, "of everything that is drawn", group="run", least=0)
+    cache: Path = option(
+        Path("runs/cache"), "folder of tokens, orders and repairs that runs share", group="run"
+    )
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What `open_subject` loads; read only. `reference` is the parent's score on the windows of the pairs."""
+
+    shape: Shape
+    space: SearchSpace
+    cost: CostModel
+    tokenizer: PreTrainedTokenizerBase
+    text: Text
+    prepared: Prepared
+    meter: SubnetMeter
+    reference: float
+    setting: Setting
+
+    @property
+    def hints(self) -> Hints:
+        """What is known of each block before any pair."""
+        return Hints(self.prepared.influence, self.prepared.attention_error, self.prepared.mlp_error)
+
+    @property
+    def encoding(self) -> Encoding:
+        """What predictors see of its subnets."""
+        return Encoding(self.cost, self.prepared.attention_error, self.prepared.mlp_error)
+
+    def table(self, pairs: list[Pair], centres: tuple[float, ...]) -> PairTable:
+        """These pairs, at about such fractions of the block parameters, with all that encodes others."""
+        return PairTable(
+            self.space, self.cost, self.hints, self.setting, self.reference, centres, tuple(pairs)
+        )
+
+
+def open_subject(settings: OfSubject, stages: Stages) -> Subject:
+    """Load, calibrate, rank and repair. Raises `InputError` for whatever cannot be."""
+    usable(settings.cache)
+    with stages("load"):
+        device = choose_device(settings.device)
+        dtype = choose_dtype(settings.dtype, device)
+        parent, tokenizer = load_parent(settings.parent, device, dtype)
+        check_seq_len(parent, settings.seq_len)
+        shape, digest = shape_of(parent), digest_of(parent)
+        space = default_space(shape)
+        text = read_text(
+            settings.corpus, tokenizer, shape.vocab, settings.seq_len, np.random.default_rng(settings.seed),
+            settings.cache, calibration=settings.calibration_windows, pairs=settings.pair_windows,
+            final=1, test=1,
+        )  # fmt: skip
+        calibrated = calibrated_on(text, digest, settings.seed, dtype)
+        reference = evaluate(parent, text.pairs, batch_size=settings.batch_size).score
+    with stages("rank and repair"):
+        prepared = prepare(
+            parent, shape, space, text.calibration, settings.ranking, settings.cache, calibrated,
+            batch_size=settings.batch_size, seed=settings.seed,
+        )  # fmt: skip
+    return Subject(
+        shape=shape,
+        space=space,
+        cost=CostModel(shape, settings.seq_len, torch.empty(0, dtype=dtype).element_size()),
+        tokenizer=tokenizer,
+        text=text,
+        prepared=prepared,
+        meter=SubnetMeter(prepared.parent, shape, prepared.bank, text.pairs, settings.batch_size),
+        reference=reference,
+        setting=pair_setting(calibrated, text, settings.ranking),
+    )
+
+
+def pair_setting(calibrated: dict[str, Any], text: Text, ranking: str, **more: Any) -> Setting:
+    """Everything that the scores of pairs depend on besides their architectures."""
+    target = {"repair": FORMAT, "corpus": text.name, "ranking": ranking, "pair_windows": len(text.pairs)}
+    return Setting({**calibrated, **target, **more})
