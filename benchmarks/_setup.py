@@ -97,7 +97,7 @@ def make_ready(settings: Common) -> Ready:
         shape=shape,
         space=space,
         cost=CostModel(shape, settings.seq_len, parent.dtype.itemsize),
-        hints=Hints(prepared.influence, prepared.attention_error, prepared.mlp_error),
+        hints=prepared.hints,
         eval_windows=spread(valid, min(settings.eval_windows, len(valid))),
         config=parent.config,
         tokenizer=tokenizer,

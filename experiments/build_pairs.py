@@ -50,7 +50,7 @@ class Settings(OfSubject):
 
     kind: str = option("uniform", "which subnets", group="pairs", choices=KINDS)
     keep: tuple[float, ...] = option(
-        (0.3, 0.5), "fractions of the blocks' parameters, one budget or a range from the least to the largest",
+        (0.3, 0.5), "fractions of the blocks' parameters, one or the ends of a range",
         group="pairs",
     )  # fmt: skip
     rows: int = option(1200, "subnets to measure; `replaced` takes all there are", group="pairs", least=1)
@@ -98,11 +98,11 @@ def main(settings: Settings) -> None:
                 found += [*best, *measured(rows, f"mutated {keep}")]
     table = subject.table(found, (1.0,) if settings.kind == "replaced" else settings.keep)
     write_pairs(table, settings.out)
-    score = table.scores
+    low, high = np.exp(-table.scores.max()), np.exp(-table.scores.min())
     print(
-        f"{settings.out}: {len(table.pairs)} pairs, kept {table.kept().min():.3f} to {table.kept().max():.3f}, "
-        f"perplexity {np.exp(-score.max()):.2f} to {np.exp(-score.min()):.2f} "
-        f"(parent {np.exp(-table.reference):.2f}), {settings.out.stat().st_size / 1024:.0f} KB"
+        f"{settings.out}: {len(table.pairs)} pairs, kept {table.kept().min():.3f} to "
+        f"{table.kept().max():.3f}, perplexity {low:.2f} to {high:.2f} (parent "
+        f"{np.exp(-table.reference):.2f}), {settings.out.stat().st_size / 1024:.0f} KB"
     )
 
 
@@ -141,8 +141,9 @@ def optimum(subject: Subject, keep: float, settings: Settings, pairs: Pairs) -> 
     )
     say(f"search at {keep}")
     explored = explore(
-        subject.space, budget, subject.encoding, lambda: make(settings.predictor), subject.meter, pairs, first,
-        reference=subject.reference, total=settings.search_pairs, rounds=6, trials=240, seed=settings.seed,
+        subject.space, budget, subject.encoding, lambda: make(settings.predictor), subject.meter, pairs,
+        first, reference=subject.reference, total=settings.search_pairs, rounds=6, trials=240,
+        seed=settings.seed,
     )  # fmt: skip
     ranked = sorted(explored.pairs, key=lambda pair: -pair.score)
     rows = subject.space.indices(np.stack([widths_of(each.architecture, subject.shape) for each in ranked]))

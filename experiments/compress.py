@@ -14,16 +14,16 @@ The same command again goes on where it stopped.
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data.corpus import TEXTS
 from data.errors import InputError
 from experiments.command_line import check_least, option, run
+from experiments.latencies import latencies_of
 from experiments.results import (
     REPORT,
     STORE,
@@ -31,6 +31,7 @@ from experiments.results import (
     card,
     claim,
     finished,
+    latency_record,
     model_record,
     pairs_record,
     parent_record,
@@ -42,7 +43,8 @@ from experiments.results import (
     versions,
 )
 from experiments.stages import Stages, say
-from experiments.text import calibrated_on, read_text
+from experiments.subject import OfSubject, open_parent, pair_setting, prepared_of
+from experiments.tables import TABLE
 from nas.baselines import dropped_layers, random_cuts, uniform_cuts
 from nas.building import Measure, RecoveredMeter, SubnetMeter, build_pairs
 from nas.cost import CostModel, budget_of, check_limits
@@ -50,30 +52,22 @@ from nas.encoding import Encoding
 from nas.evaluate import evaluate, evaluate_all
 from nas.exploration import explore
 from nas.export import needs_code, save_checkpoint
-from nas.families import shape_of
 from nas.finalists import Contender, recovered, repair_and_choose
-from nas.importance import CRITERIA
 from nas.latency import measure_latency
-from nas.pairs import Pair, Pairs, Setting
+from nas.latency_table import Request
+from nas.pair_table import PairTable, write_pairs
+from nas.pairs import Pair, Pairs
 from nas.parent import (
-    DTYPES,
-    check_seq_len,
-    choose_device,
-    choose_dtype,
-    digest_of,
-    load_parent,
     stored_dtype,
 )
-from nas.prepare import FORMAT, prepare
 from nas.proposals import check_reachable
 from nas.recovery import METHODS, Recipe
 from nas.recovery.teacher import stored_teacher
 from nas.repair import REPAIRS
 from nas.repair.stream import Stream
 from nas.report import check_report, terminal_table, write_html, write_json
-from nas.sampling import SAMPLERS, Hints
+from nas.sampling import SAMPLERS
 from nas.search import SEARCHERS
-from nas.space import default_space
 from predictors import PREDICTORS
 
 RECOVERY, TOP_K = Recipe(learning_rate=METHODS["full"].learning_rate), 64
@@ -81,20 +75,9 @@ RECOVERY, TOP_K = Recipe(learning_rate=METHODS["full"].learning_rate), 64
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(OfSubject):
     """All that the main job depends on."""
 
-    parent: str = option("demo", "model to compress: a Hub id, a local folder or demo", group="input")
-    corpus: str = option(
-        "demo",
-        f"text to calibrate on (train), search on (validation) and report on (test): {TEXTS}",
-        group="input",
-    )
-    seq_len: int = option(256, "tokens in a window", group="input", least=2)
-    calibration_windows: int = option(
-        128, "training windows that ranking and repair see", group="input", least=1
-    )
-    pair_windows: int = option(32, "validation windows that each pair is measured on", group="input", least=1)
     final_windows: int = option(
         128, "other validation windows, that the finalists are chosen on", group="input", least=1
     )
@@ -108,10 +91,21 @@ class Settings:
     )
     max_flops: int | None = option(None, "most FLOPs of one window's forward pass", group="budget")
     max_kv_cache: int | None = option(None, "most bytes of KV cache for one window", group="budget")
-
-    ranking: str = option(
-        "elimination", "importance criterion that orders the units", group="search", choices=CRITERIA
+    max_latency: float | None = option(
+        None, "most milliseconds that a request takes on this device, by the latency table", group="budget"
     )
+    latency_batch: int = option(1, "texts in a request", group="latency", least=1)
+    latency_context: int = option(
+        0, "tokens of each that are read at once; 0 for --seq-len", group="latency", least=0
+    )
+    latency_tokens: int = option(8, "tokens of each that are then written", group="latency", least=1)
+    latency_repeats: int = option(
+        5, "times that every choice is measured; 0 for no table", group="latency", least=0
+    )
+    latency_table: Path | None = option(
+        None, "what experiments.measure_latency wrote; measured anew without one", group="latency"
+    )
+
     sampler: str = option("seeded", "how the first pairs are sampled", group="search", choices=SAMPLERS)
     predictor: str = option(
         "xgboost",
@@ -147,17 +141,8 @@ class Settings:
         True, "run random search too, a baseline that costs as many evaluations again", group="search"
     )
 
-    device: str = option("auto", "auto, cpu, cuda or cuda:N", group="run")
-    dtype: str = option(
-        "auto", "what is computed in; auto is bfloat16 on CUDA, else float32", group="run", choices=DTYPES
-    )
-    batch_size: int = option(8, "windows in a forward pass", group="run", least=1)
-    seed: int = option(0, "of sampling, search and the choice of calibration windows", group="run", least=0)
     out: Path = option(
         Path("runs/compress"), "folder of the checkpoint, the report and the pairs", group="run"
-    )
-    cache: Path = option(
-        Path("runs/cache"), "folder of tokens, orders and repairs that runs share", group="run"
     )
 
 
@@ -172,34 +157,32 @@ def main(settings: Settings) -> None:
     rng = np.random.default_rng(settings.seed)
 
     with stages("load"):
-        device = choose_device(settings.device)
-        dtype = choose_dtype(settings.dtype, device)
         make = seeded(settings.seed)
         make(settings.predictor)
-        parent, tokenizer = load_parent(settings.parent, device, dtype)
-        check_seq_len(parent, settings.seq_len)
-        stored = stored_dtype(settings.parent, dtype)
-        base_config, generation_config = parent.config, parent.generation_config
-        shape, parent_digest = shape_of(parent), digest_of(parent)
-        space = default_space(shape)
-        cost = CostModel(shape, settings.seq_len, parent.dtype.itemsize)
-        budget = budget_of(
-            cost, settings.keep, settings.max_parameters, settings.max_flops, settings.max_kv_cache
-        )
-        check_reachable(space, budget)
-        text = read_text(
-            settings.corpus, tokenizer, shape.vocab, settings.seq_len, rng, settings.cache,
-            calibration=settings.calibration_windows, pairs=settings.pair_windows,
-            final=settings.final_windows, test=settings.test_windows,
+        opened = open_parent(
+            settings, rng, final=settings.final_windows, test=settings.test_windows,
             training=settings.recovery_steps * RECOVERY.batch_size,
         )  # fmt: skip
-        calibrated = calibrated_on(text, parent_digest, settings.seed, dtype)
-        target: dict[str, Any] = {"repair": FORMAT, "corpus": text.name, "ranking": settings.ranking}
-        target["pair_windows"] = len(text.pairs)
+        parent, tokenizer, digest, dtype = opened.parent, opened.tokenizer, opened.digest, opened.dtype
+        shape, space, text, device = opened.shape, opened.space, opened.text, opened.device
+        stored = stored_dtype(settings.parent, dtype)
+        base_config, generation_config = parent.config, parent.generation_config
+        recovery: dict[str, Any] = {}
         if settings.recovery_steps:
-            target["recovery"] = {**asdict(RECOVERY), "steps": settings.recovery_steps, "top_k": TOP_K}
-        setting = Setting({**calibrated, **target})
+            recovery["recovery"] = {**asdict(RECOVERY), "steps": settings.recovery_steps, "top_k": TOP_K}
+        setting = pair_setting(opened, settings, **recovery)
         pairs = Pairs(str(settings.out / STORE), setting)
+
+    with stages("latency"):
+        request = Request(
+            settings.latency_batch, settings.latency_context or settings.seq_len, settings.latency_tokens
+        )
+        latency_table = latencies_of(
+            parent, shape, space, request, settings.latency_table, settings.latency_repeats, settings.cache
+        )
+        cost = CostModel(shape, settings.seq_len, parent.dtype.itemsize, latency_table)
+        budget = budget_of(cost, settings.keep, **limits_of(settings))
+        check_reachable(space, budget)
 
     with stages("parent"):
         reference = evaluate(parent, text.pairs, batch_size=settings.batch_size)
@@ -213,19 +196,8 @@ def main(settings: Settings) -> None:
         say(f"parent: perplexity {parent_validation.perplexity:.3f} on validation text")
 
     with stages("rank and repair"):
-        prepared = prepare(
-            parent,
-            shape,
-            space,
-            text.calibration,
-            settings.ranking,
-            settings.cache,
-            calibrated,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-        )
-        del parent  # from here on the permuted one stands for it
-        hints = Hints(prepared.influence, prepared.attention_error, prepared.mlp_error)
+        prepared = prepared_of(opened, settings)
+        del parent, opened  # from here on the permuted one stands for it
 
     with stages("pairs and search"):
         meter = SubnetMeter(prepared.parent, shape, prepared.bank, text.pairs, settings.batch_size)
@@ -248,7 +220,7 @@ def main(settings: Settings) -> None:
             lambda: make(settings.predictor),
             measure,
             pairs,
-            SAMPLERS[settings.sampler](space, budget, settings.first_pairs, rng, hints),
+            SAMPLERS[settings.sampler](space, budget, settings.first_pairs, rng, prepared.hints),
             reference=reference.score,
             total=settings.pairs,
             rounds=settings.rounds,
@@ -270,7 +242,10 @@ def main(settings: Settings) -> None:
         contenders = {"subnet": contender("finalists", explored.pairs)}
 
     with stages("baselines"):
-        cuts = {"uniform": uniform_cuts(space, budget), "drop_layers": dropped_layers(space, budget, hints)}
+        cuts = {
+            "uniform": uniform_cuts(space, budget),
+            "drop_layers": dropped_layers(space, budget, prepared.hints),
+        }
         if settings.random_search:
             cuts["random_search"] = random_cuts(space, budget, len(explored.pairs), rng)
         built = {
@@ -283,7 +258,7 @@ def main(settings: Settings) -> None:
 
     with stages("evaluate"):
         models = [prepared.parent, *(each.model for each in contenders.values())]
-        parent_latency, *latencies = measure_latency(models, context=settings.seq_len)
+        parent_latency, *latencies = measure_latency(models, **asdict(request))
         parent_test, *tested = evaluate_all(
             models, text.test, parent=prepared.parent, batch_size=settings.batch_size
         )
@@ -298,13 +273,15 @@ def main(settings: Settings) -> None:
     with stages("save"):
         best = contenders["subnet"]
         records["subnet"]["checkpoint"] = "checkpoint"
+        kept = float(records["subnet"]["block_parameters_kept"])
         report = {
             "command": " ".join(["python -m experiments.compress", *sys.argv[1:]]),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "parent": parent_record(settings.parent, parent_digest, cost),
+            "parent": parent_record(settings.parent, digest, cost),
             "setting": {"digest": setting.digest, "fields": setting.fields},
             "settings": asdict(settings),
             "budget": {"limits": budget.limits, "parent_costs": cost(shape.parent)},
+            "latency_table": latency_record(latency_table),
             "subnet": records.pop("subnet"),
             "parent_scores": {
                 "pairs": reference.record(),
@@ -337,6 +314,12 @@ def main(settings: Settings) -> None:
             card=card(report, best.architecture, shape, code),
             dtype=stored,
         )
+        write_pairs(
+            PairTable(
+                space, replace(cost, latency=None), prepared.hints, setting, reference.score,
+                (kept,), (*explored.pairs, *random_pairs),
+            ), settings.out / TABLE,
+        )  # fmt: skip
         write_html(report, settings.out / "report.html")
         write_json(report, settings.out / REPORT)  # last: its presence says that the run is finished
 
@@ -356,7 +339,19 @@ def check(settings: Settings) -> None:
             raise InputError(
                 f"{flag} is {getattr(settings, name)} and --pairs {settings.pairs}; give no more than these"
             )
-    check_limits(settings.keep, settings.max_parameters, settings.max_flops, settings.max_kv_cache)
+    check_limits(settings.keep, **limits_of(settings))
+    if settings.max_latency is not None and not (settings.latency_repeats or settings.latency_table):
+        raise InputError("--max-latency needs a latency table; give --latency-repeats 1 or more, or a table")
+
+
+def limits_of(settings: Settings) -> dict[str, float | None]:
+    """Limits by the cost that they limit, `--keep` apart."""
+    return {
+        "parameters": settings.max_parameters,
+        "flops": settings.max_flops,
+        "kv_cache_bytes": settings.max_kv_cache,
+        "latency_ms": settings.max_latency,
+    }
 
 
 if __name__ == "__main__":

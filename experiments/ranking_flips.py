@@ -110,7 +110,7 @@ def main(settings: Settings) -> None:
         teacher = stored_teacher(
             parent, text.training, settings.top_k, settings.cache, batch_size=settings.batch_size
         )
-    hints = Hints(prepared.influence, prepared.attention_error, prepared.mlp_error)
+    hints = prepared.hints
     widths = space.widths(around_starts(space, budget, settings.architectures, rng, hints))
     meter = SubnetMeter(prepared.parent, shape, prepared.bank, text.pairs, settings.batch_size)
 

@@ -25,11 +25,12 @@ from nas.encoding import Encoding
 from nas.evaluate import Scores
 from nas.finalists import Contender
 from nas.latency import Latency
+from nas.latency_table import LatencyTable
 from nas.pairs import Pair
 from nas.repair import REPAIRS
 from nas.report import terminal_table, write_json
 from nas.report.record import METRICS
-from nas.shape import Shape
+from nas.shape import Shape, widths_of
 from nas.space import SearchSpace
 from predictors import make_predictor
 from predictors.metrics import kendall_tau, precision_at_k, regret
@@ -121,6 +122,7 @@ def model_record(contender: Contender, cost: CostModel, test: Scores, latency: L
         "costs": costs,
         "scores": {"validation": contender.best.validation.record(), "test": test.record()},
         "latency": latency.record(),
+        "predicted_latency": predicted_latency(contender.architecture, cost),
         "evaluations": contender.evaluations,
         "finalists": [
             {
@@ -131,6 +133,29 @@ def model_record(contender: Contender, cost: CostModel, test: Scores, latency: L
             }
             for each in contender.finalists
         ],
+    }
+
+
+def predicted_latency(architecture: Architecture, cost: CostModel) -> dict[str, float] | None:
+    """What the latency table says of an architecture, in milliseconds as `Latency` has them."""
+    if cost.latency is None:
+        return None
+    widths = widths_of(architecture, cost.shape)
+    return {
+        "prefill_ms": float(cost.latency.prefill(widths)),
+        "decode_ms_per_token": float(cost.latency.decode(widths)),
+    }
+
+
+def latency_record(table: LatencyTable | None) -> dict[str, Any] | None:
+    """What latencies were measured on, and how far sums of modules agree with whole subnets."""
+    if table is None:
+        return None
+    return {
+        "words": table.words(),
+        "request": asdict(table.request),
+        "prefill": asdict(table.prefill.calibration),
+        "decode": asdict(table.decode.calibration),
     }
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data.corpus import TEXTS
 from experiments.command_line import option
@@ -58,72 +59,95 @@ class OfSubject:
 
 
 @dataclass(frozen=True)
+class Opened:
+    """A parent on its text, before anything was computed; read only. `calibrated` is all that statistics on
+    the calibration windows depend on."""
+
+    parent: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    digest: str
+    device: torch.device
+    dtype: torch.dtype
+    shape: Shape
+    space: SearchSpace
+    text: Text
+    calibrated: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Subject:
-    """What `open_subject` loads; read only. `reference` is the parent's score on the windows of the pairs."""
+    """What measures subnets; read only. `reference` is the parent's score on the windows of the pairs."""
 
     shape: Shape
     space: SearchSpace
     cost: CostModel
-    tokenizer: PreTrainedTokenizerBase
-    text: Text
-    prepared: Prepared
+    hints: Hints
     meter: SubnetMeter
     reference: float
     setting: Setting
 
     @property
-    def hints(self) -> Hints:
-        """What is known of each block before any pair."""
-        return Hints(self.prepared.influence, self.prepared.attention_error, self.prepared.mlp_error)
-
-    @property
     def encoding(self) -> Encoding:
         """What predictors see of its subnets."""
-        return Encoding(self.cost, self.prepared.attention_error, self.prepared.mlp_error)
+        return Encoding(self.cost, self.hints.attention_error, self.hints.mlp_error)
 
-    def table(self, pairs: list[Pair], centres: tuple[float, ...]) -> PairTable:
+    def table(self, pairs: Sequence[Pair], centres: tuple[float, ...]) -> PairTable:
         """These pairs, at about such fractions of the block parameters, with all that encodes others."""
         return PairTable(
             self.space, self.cost, self.hints, self.setting, self.reference, centres, tuple(pairs)
         )
 
 
+def open_parent(
+    settings: OfSubject, rng: np.random.Generator, *, final: int = 1, test: int = 1, training: int = 0
+) -> Opened:
+    """Load what the settings name, with as many windows of the further kinds (`read_text`).
+
+    Raises `InputError` for whatever cannot be.
+    """
+    device = choose_device(settings.device)
+    dtype = choose_dtype(settings.dtype, device)
+    parent, tokenizer = load_parent(settings.parent, device, dtype)
+    check_seq_len(parent, settings.seq_len)
+    shape, digest = shape_of(parent), digest_of(parent)
+    text = read_text(
+        settings.corpus, tokenizer, shape.vocab, settings.seq_len, rng, settings.cache,
+        calibration=settings.calibration_windows, pairs=settings.pair_windows, final=final, test=test,
+        training=training,
+    )  # fmt: skip
+    calibrated = calibrated_on(text, digest, settings.seed, dtype)
+    return Opened(parent, tokenizer, digest, device, dtype, shape, default_space(shape), text, calibrated)
+
+
+def prepared_of(opened: Opened, settings: OfSubject) -> Prepared:
+    """Calibrate, rank, permute and repair, or find that in the cache."""
+    return prepare(
+        opened.parent, opened.shape, opened.space, opened.text.calibration, settings.ranking, settings.cache,
+        opened.calibrated, batch_size=settings.batch_size, seed=settings.seed,
+    )  # fmt: skip
+
+
 def open_subject(settings: OfSubject, stages: Stages) -> Subject:
-    """Load, calibrate, rank and repair. Raises `InputError` for whatever cannot be."""
+    """All that measuring subnets takes. Raises `InputError` for whatever cannot be."""
     usable(settings.cache)
     with stages("load"):
-        device = choose_device(settings.device)
-        dtype = choose_dtype(settings.dtype, device)
-        parent, tokenizer = load_parent(settings.parent, device, dtype)
-        check_seq_len(parent, settings.seq_len)
-        shape, digest = shape_of(parent), digest_of(parent)
-        space = default_space(shape)
-        text = read_text(
-            settings.corpus, tokenizer, shape.vocab, settings.seq_len, np.random.default_rng(settings.seed),
-            settings.cache, calibration=settings.calibration_windows, pairs=settings.pair_windows,
-            final=1, test=1,
-        )  # fmt: skip
-        calibrated = calibrated_on(text, digest, settings.seed, dtype)
-        reference = evaluate(parent, text.pairs, batch_size=settings.batch_size).score
+        opened = open_parent(settings, np.random.default_rng(settings.seed))
+        on_pairs, shape = opened.text.pairs, opened.shape
+        reference = evaluate(opened.parent, on_pairs, batch_size=settings.batch_size).score
     with stages("rank and repair"):
-        prepared = prepare(
-            parent, shape, space, text.calibration, settings.ranking, settings.cache, calibrated,
-            batch_size=settings.batch_size, seed=settings.seed,
-        )  # fmt: skip
+        prepared = prepared_of(opened, settings)
     return Subject(
         shape=shape,
-        space=space,
-        cost=CostModel(shape, settings.seq_len, torch.empty(0, dtype=dtype).element_size()),
-        tokenizer=tokenizer,
-        text=text,
-        prepared=prepared,
-        meter=SubnetMeter(prepared.parent, shape, prepared.bank, text.pairs, settings.batch_size),
+        space=opened.space,
+        cost=CostModel(shape, settings.seq_len, opened.dtype.itemsize),
+        hints=prepared.hints,
+        meter=SubnetMeter(prepared.parent, shape, prepared.bank, on_pairs, settings.batch_size),
         reference=reference,
-        setting=pair_setting(calibrated, text, settings.ranking),
+        setting=pair_setting(opened, settings),
     )
 
 
-def pair_setting(calibrated: dict[str, Any], text: Text, ranking: str, **more: Any) -> Setting:
+def pair_setting(opened: Opened, settings: OfSubject, **more: Any) -> Setting:
     """Everything that the scores of pairs depend on besides their architectures."""
-    target = {"repair": FORMAT, "corpus": text.name, "ranking": ranking, "pair_windows": len(text.pairs)}
-    return Setting({**calibrated, **target, **more})
+    target = {"repair": FORMAT, "corpus": opened.text.name, "ranking": settings.ranking}
+    return Setting({**opened.calibrated, **target, "pair_windows": len(opened.text.pairs), **more})

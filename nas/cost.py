@@ -4,20 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import InputError
 from nas.architecture import Architecture
+from nas.latency_table import LatencyTable
 from nas.shape import HeadWidths, Shape, Widths, head_widths_of, widths_of
 
 Counts = NDArray[np.int64]
 """One number per architecture, (...,)."""
 
-COSTS = ("block_parameters", "parameters", "flops", "kv_cache_bytes")
-FLAGS = dict(zip(COSTS, ("--keep", "--max-parameters", "--max-flops", "--max-kv-cache"), strict=True))
+Amounts = Mapping[str, NDArray[Any]]
+"""Costs by name, (...,) each: whole numbers, but for latencies."""
+
+FLAGS = {
+    "block_parameters": "--keep",
+    "parameters": "--max-parameters",
+    "flops": "--max-flops",
+    "kv_cache_bytes": "--max-kv-cache",
+    "latency_ms": "--max-latency",
+}
 """The option of the command line that limits each cost."""
+COUNTED, LATENCY = ("block_parameters", "parameters", "flops", "kv_cache_bytes"), "latency_ms"
+COSTS = (*COUNTED, LATENCY)
+"""All costs: those in closed form, and what a device takes, which needs a table of measurements."""
 
 
 def block_parameters(shape: Shape, widths: Widths, heads: HeadWidths | None = None) -> Counts:
@@ -61,47 +74,63 @@ def kv_cache_bytes(
 
 @dataclass(frozen=True)
 class CostModel:
-    """A parent's shape with the settings that its costs depend on."""
+    """A parent's shape with the settings that its costs depend on, and what it takes on a device if that was
+    measured."""
 
     shape: Shape
     seq_len: int
     bytes_per_element: int
+    latency: LatencyTable | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The costs that are known here."""
+        return COUNTED if self.latency is None else COSTS
 
     def of_widths(
         self,
         widths: Widths,
-        names: Iterable[str] = COSTS,
+        names: Iterable[str] | None = None,
         hidden: Counts | None = None,
         heads: HeadWidths | None = None,
-    ) -> dict[str, Counts]:
-        """The named costs (`COSTS`) of many architectures, (..., blocks, 3) -> (...,) each.
+    ) -> Amounts:
+        """The named costs, by default all of `names`, of many architectures, (..., blocks, 3) -> (...,) each.
 
         `hidden` (...,) are their hidden widths and `heads` (..., blocks) their head widths, by default the
-        parent's.
+        parent's; of others, latencies are not known.
         """
+        names = [*(self.names if names is None else names)]
         if hidden is not None:  # all costs are straight lines in the hidden width
             none, one = (self.narrowed(width).of_widths(widths, names, heads=heads) for width in (0, 1))
             return {name: none[name] + hidden * (one[name] - none[name]) for name in none}
-        formulas: dict[str, Callable[[], Counts]] = {
+        formulas: dict[str, Callable[[], NDArray[Any]]] = {
             "block_parameters": lambda: block_parameters(self.shape, widths, heads),
             "parameters": lambda: parameters(self.shape, widths, heads),
             "flops": lambda: flops(self.shape, widths, self.seq_len, heads),
             "kv_cache_bytes": lambda: kv_cache_bytes(
                 self.shape, widths, self.seq_len, self.bytes_per_element, heads
             ),
+            LATENCY: lambda: self._latency(widths, heads),
         }
         return {name: formulas[name]() for name in names}
 
+    def _latency(self, widths: Widths, heads: HeadWidths | None) -> NDArray[np.float64]:
+        if self.latency is None or (heads is not None and (heads != self.shape.head_dim).any()):
+            raise InputError("latencies were not measured for such subnets; leave --max-latency out")
+        return self.latency(widths)
+
     def narrowed(self, hidden: int) -> CostModel:
         """The costs of the same parent with `hidden` of its hidden channels."""
-        return replace(self, shape=self.shape.narrowed(hidden))
+        if hidden == self.shape.hidden:
+            return self
+        return replace(self, shape=self.shape.narrowed(hidden), latency=None)
 
-    def __call__(self, architecture: Architecture) -> dict[str, int]:
-        """All costs of one architecture."""
-        costs = self.narrowed(architecture.hidden).of_widths(
-            widths_of(architecture, self.shape), heads=head_widths_of(architecture, self.shape)
-        )
-        return {name: int(value) for name, value in costs.items()}
+    def __call__(self, architecture: Architecture) -> dict[str, int | float]:
+        """All costs that are known of one architecture."""
+        own, heads = self.narrowed(architecture.hidden), head_widths_of(architecture, self.shape)
+        names = own.names if (heads == self.shape.head_dim).all() else COUNTED
+        costs = own.of_widths(widths_of(architecture, self.shape), names, heads=heads)
+        return {name: float(value) if name == LATENCY else int(value) for name, value in costs.items()}
 
 
 @dataclass(frozen=True)
@@ -109,12 +138,14 @@ class Budget:
     """Hard limits: cost name to the largest allowed value."""
 
     cost: CostModel
-    limits: Mapping[str, int]
+    limits: Mapping[str, float]
 
     def __post_init__(self) -> None:
         for name in self.limits:
-            if name not in COSTS:
-                raise InputError(f"unknown cost {name!r} in the budget; known are {', '.join(COSTS)}")
+            if name not in self.cost.names:
+                raise InputError(
+                    f"unknown cost {name!r} in the budget; known are {', '.join(self.cost.names)}"
+                )
         _check_positive(self.limits)
 
     def load(
@@ -131,32 +162,22 @@ class Budget:
         return self.load(widths, hidden, heads) <= 1.0
 
 
-def budget_of(
-    cost: CostModel,
-    keep: float | None = None,
-    max_parameters: int | None = None,
-    max_flops: int | None = None,
-    max_kv_cache: int | None = None,
-) -> Budget:
-    """The budget of these limits, `keep` as a fraction of the parent's block parameters; None is no limit."""
-    check_limits(keep, max_parameters, max_flops, max_kv_cache)
-    limits = {"parameters": max_parameters, "flops": max_flops, "kv_cache_bytes": max_kv_cache}
+def budget_of(cost: CostModel, keep: float | None = None, **limits: float | None) -> Budget:
+    """The budget of these limits by the names of `COSTS`, `keep` as a fraction of the parent's block
+    parameters; None is no limit."""
+    check_limits(keep, **limits)
+    given: dict[str, float] = {name: limit for name, limit in limits.items() if limit is not None}
     if keep is not None:
-        limits["block_parameters"] = int(keep * cost(cost.shape.parent)["block_parameters"])
-    return Budget(cost, {name: limit for name, limit in limits.items() if limit is not None})
+        given["block_parameters"] = int(keep * cost(cost.shape.parent)["block_parameters"])
+    return Budget(cost, given)
 
 
-def check_limits(
-    keep: float | None = None,
-    max_parameters: int | None = None,
-    max_flops: int | None = None,
-    max_kv_cache: int | None = None,
-) -> None:
+def check_limits(keep: float | None = None, **limits: float | None) -> None:
     """Raise `InputError` for limits that no parent could meet, or none at all."""
     if keep is not None and not 0 < keep <= 1:
         raise InputError(f"--keep is {keep}; give a fraction above 0 and at most 1")
-    limits = dict(zip(COSTS, (keep, max_parameters, max_flops, max_kv_cache), strict=True))
-    _check_positive({name: limit for name, limit in limits.items() if limit is not None})
+    given = {"block_parameters": keep, **limits}
+    _check_positive({name: limit for name, limit in given.items() if limit is not None})
 
 
 def _check_positive(limits: Mapping[str, float]) -> None:

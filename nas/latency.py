@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from statistics import median
 from time import perf_counter
@@ -32,11 +33,17 @@ class Latency:
 
 @torch.no_grad()
 def measure_latency(
-    models: list[PreTrainedModel], *, batch: int = 1, context: int = 256, tokens: int = 8, repeats: int = 7
+    models: list[PreTrainedModel],
+    *,
+    batch: int = 1,
+    context: int = 256,
+    tokens: int = 8,
+    repeats: int = 7,
+    progress: Callable[[int], object] = lambda done: None,
 ) -> list[Latency]:
     """Latency of several models in turn, A B A B …, so that a drift of the machine's speed meets all alike.
 
-    The first round warms up and is not counted.
+    The first round warms up and is not counted. `progress` is told of each turn of a model.
     """
     generator = torch.Generator().manual_seed(0)
     vocabulary = min(int(model.config.vocab_size) for model in models)
@@ -49,6 +56,7 @@ def measure_latency(
             if turn:
                 prefill[index].append(1e3 * first)
                 decode[index].append(1e3 * rest)
+            progress(1)
     return [
         Latency(median(first), median(rest), batch, context, tuple(first), tuple(rest))
         for first, rest in zip(prefill, decode, strict=True)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from data.errors import InputError
 from nas.architecture import Architecture
-from nas.cost import CostModel
+from nas.cost import COUNTED, CostModel
 from nas.encoding import Encoding
 from nas.pairs import Pair, Setting
 from nas.sampling import Hints
@@ -99,7 +99,7 @@ class PairTable:
                 "origin": [pair.origin for pair in self.pairs],
             }
         )
-        costs = pd.DataFrame(self.cost.of_widths(self.widths))
+        costs = pd.DataFrame(self.cost.of_widths(self.widths, COUNTED))
         features = pd.DataFrame(self.features, columns=[f"x.{name}" for name in self.encoding.columns])
         return pd.concat([own, costs, features.astype("float32")], axis=1)
 

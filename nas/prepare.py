@@ -25,6 +25,7 @@ from nas.evidence import Evidence
 from nas.importance import CRITERIA
 from nas.ranking import Ranking, permute, permute_statistics, rank
 from nas.repair.bank import Bank, attention_key, mlp_key, repair_block
+from nas.sampling import Hints
 from nas.shape import Shape
 from nas.space import SearchSpace
 
@@ -43,6 +44,11 @@ class Prepared:
     influence: NDArray[np.float64]
     attention_error: NDArray[np.float64]
     mlp_error: NDArray[np.float64]
+
+    @property
+    def hints(self) -> Hints:
+        """What structured starts are made from."""
+        return Hints(self.influence, self.attention_error, self.mlp_error)
 
 
 def prepare(

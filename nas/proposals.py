@@ -22,7 +22,7 @@ def check_reachable(space: SearchSpace, budget: Budget) -> None:
     whole = budget.cost(space.shape.parent)
     sentences = []
     for name, limit in budget.limits.items():
-        need = int(least[name][0])
+        need = least[name][0].item()
         if need <= limit:
             continue
         asked, enough = limit, need

@@ -48,7 +48,7 @@ def stratified(
     rows = np.empty((count, len(space.depths)), dtype=np.int64)
     least = budget.cost.of_widths(space.widths(smallest(space))[0])
     for i, part in enumerate(rng.permutation(np.linspace(0.75, 1.0, count))):
-        limits = {name: max(int(least[name]), int(limit * part)) for name, limit in budget.limits.items()}
+        limits = {name: max(least[name].item(), limit * part) for name, limit in budget.limits.items()}
         centre = np.tile(rng.uniform(0.2, 1.0, size=3), space.shape.blocks)
         scatter = rng.normal(0.0, rng.uniform(0.05, 0.3), size=len(space.depths))
         row = np.rint((centre + scatter) * (space.depths - 1)).astype(np.int64)

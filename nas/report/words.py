@@ -15,6 +15,7 @@ COSTS = {
     "parameters": "all parameters",
     "flops": "FLOPs per window",
     "kv_cache_bytes": "KV cache per window",
+    "latency_ms": "for a request",
 }
 BASELINES = {"uniform": "uniform", "random_search": "random search", "drop_layers": "drop layers"}
 
@@ -66,6 +67,8 @@ def big(value: Any) -> str:
 
 def amount(value: Any, cost: str) -> str:
     """A cost in its unit."""
+    if cost.endswith("_ms"):
+        return milliseconds(value)
     if not cost.endswith("_bytes") or not is_number(value):
         return big(value)
     for size, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
