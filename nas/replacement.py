@@ -21,24 +21,30 @@ from nas.space import SearchSpace
 from predictors.protocol import Features, Scores
 
 
-def replacements(space: SearchSpace) -> Widths:
-    """The parent with one attention or one MLP at each of its other choices: (n, blocks, 3)."""
+def replaced(space: SearchSpace) -> tuple[Widths, NDArray[np.int64]]:
+    """The parent with one module at each of its choices, the whole one among them: (n, blocks, 3), and which
+    module that is (n,), 2 * block for an attention and 2 * block + 1 for an MLP."""
     shape = space.shape
     whole = np.tile([shape.kv_groups, shape.queries_per_group, shape.ffn], (shape.blocks, 1))
-    rows = []
+    rows, modules = [], []
     for block in range(shape.blocks):
         groups, queries, ffn = space.choices[3 * block : 3 * block + 3]
         heads = [(g, q) for g in groups.tolist() for q in (queries.tolist() if g else [0])]
-        for g, q in heads:
-            row = whole.copy()
-            row[block, :2] = g, q
-            rows.append(row)
-        for channels in ffn.tolist():
-            row = whole.copy()
-            row[block, 2] = channels
-            rows.append(row)
-    table = np.stack(rows)
-    return table[(table != whole).any((1, 2)) & (table[..., 0] > 0).any(1)]
+        for part, choices, module in ((slice(0, 2), heads, 0), (slice(2, 3), ffn.tolist(), 1)):
+            for choice in choices:
+                row = whole.copy()
+                row[block, part] = choice
+                rows.append(row)
+                modules.append(2 * block + module)
+    return np.stack(rows), np.array(modules)
+
+
+def replacements(space: SearchSpace) -> Widths:
+    """The parent with one attention or one MLP at each of its other choices: (n, blocks, 3)."""
+    shape = space.shape
+    rows, _ = replaced(space)
+    differs = (rows != [shape.kv_groups, shape.queries_per_group, shape.ffn]).any((1, 2))
+    return rows[differs & (rows[..., 0] > 0).any(1)]
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 import optuna
 from numpy.typing import NDArray
 from optuna.distributions import IntDistribution
-from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.samplers import (
+    BaseSampler,
+    CmaEsSampler,
+    GPSampler,
+    NSGAIISampler,
+    RandomSampler,
+    TPESampler,
+)
 
 from nas.cost import Budget
 from nas.pairs import quiet_optuna
@@ -24,6 +33,8 @@ Predict = Callable[[Widths], NDArray[np.float64]]
 SEARCHERS: dict[str, Callable[[int, int], BaseSampler]] = {
     "nsga2": lambda generation, seed: NSGAIISampler(population_size=generation, seed=seed),
     "tpe": lambda generation, seed: TPESampler(seed=seed, n_startup_trials=generation),
+    "cmaes": lambda generation, seed: CmaEsSampler(seed=seed, popsize=generation),
+    "gp": lambda generation, seed: GPSampler(seed=seed, n_startup_trials=generation),
     "random": lambda generation, seed: RandomSampler(seed=seed),
 }
 """Optuna samplers by name, made from the size of a generation and a seed."""
@@ -53,13 +64,16 @@ def search(
     neighbours: int = 16,
     climbs: int = 3,
     searcher: str = "nsga2",
+    seconds: float = math.inf,
 ) -> Found:
     """Optuna asks for a generation, which is fitted to the budget and improved by a few vectorised climbs
     (every row against `neighbours` mutations of it, all fitted to the budget, one predictor call a climb);
     the improved scores are told to Optuna.
 
-    `starts` are the first trials. Everything returned fits the budget.
+    `starts` are the first trials. Everything returned fits the budget. The search ends after so many trials
+    or, a generation at least, so many seconds.
     """
+    ends = perf_counter() + seconds
     rng = np.random.default_rng(seed)
     free = [k for k, depth in enumerate(space.depths) if depth > 1]
     names = list(space.knobs)
@@ -69,9 +83,13 @@ def search(
         study.enqueue_trial({names[k]: int(row[k]) for k in free})
     seen: list[tuple[Indices, NDArray[np.float64]]] = []
     best: list[float] = []
-    while len(best) * generation < trials:
-        asked = [study.ask(distributions) for _ in range(generation)]
-        rows = np.zeros((generation, len(names)), dtype=np.int64)
+    told = 0
+    while told < trials and (perf_counter() < ends or not told):
+        asked = [study.ask(distributions)]
+        while len(asked) < generation and perf_counter() < ends:
+            asked.append(study.ask(distributions))
+        size = len(asked)
+        rows = np.zeros((size, len(names)), dtype=np.int64)
         chosen = [trial.params for trial in asked]  # once each: a copy of them all is made every time
         rows[:, free] = [[params[names[k]] for k in free] for params in chosen]
         rows = fit(space, budget, rows, rng)
@@ -81,15 +99,14 @@ def search(
             near = fit(space, budget, mutate(space, np.repeat(rows, neighbours, axis=0), rng), rng)
             near_scores = predict(space.widths(near))
             seen.append((near, near_scores))
-            winner = (
-                near_scores.reshape(generation, neighbours).argmax(1) + np.arange(generation) * neighbours
-            )
+            winner = near_scores.reshape(size, neighbours).argmax(1) + np.arange(size) * neighbours
             better = near_scores[winner] > scores
             # A new array: `seen` holds the rows as they were scored.
             rows = np.where(better[:, None], near[winner], rows)
             scores = np.maximum(scores, near_scores[winner])
         for trial, score in zip(asked, scores, strict=True):
             study.tell(trial, float(score))
+        told += size
         best.append(max(float(scores.max()), best[-1] if best else -np.inf))
     indices = np.concatenate([rows for rows, _ in seen])
     predicted = np.concatenate([scores for _, scores in seen])

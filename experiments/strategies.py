@@ -1,0 +1,96 @@
+"""Ways to find the best subnet within a budget by predictions alone, compared at equal time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+from nas.cost import Budget
+from nas.damage import DamagePredictor
+from nas.knapsack import line_damage, optimum
+from nas.pair_table import PairTable
+from nas.proposals import Indices, fit
+from nas.replacement import ModuleDamage
+from nas.sampling import starts
+from nas.search import SEARCHERS, Found, Predict, search
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A table with its fitted predictor; `singles` is the damage of measured single replacements, if any."""
+
+    table: PairTable
+    fitted: DamagePredictor
+    singles: ModuleDamage | None
+
+    @property
+    def predict(self) -> Predict:
+        """Widths to scores."""
+        return lambda rows: self.fitted.predict(self.table.encoding(rows))
+
+
+Strategy = Callable[[Problem, Budget, float, int], Found]
+"""(problem, budget, seconds, seed) -> what was scored, best first, within the budget."""
+
+FOREVER = 10**9
+
+
+def structured(problem: Problem, budget: Budget, seed: int) -> Indices:
+    """Where every strategy starts: structured architectures and the best pairs, fitted to the budget."""
+    table, rng = problem.table, np.random.default_rng([seed, 1])
+    best = table.space.indices(table.widths[np.argsort(-table.scores, kind="stable")[:30]])
+    return np.concatenate(
+        [starts(table.space, budget, rng, table.hints), fit(table.space, budget, best, rng)]
+    )
+
+
+def sampled(searcher: str, climbs: int, exact: bool = False) -> Strategy:
+    """Optuna's sampler of this name, alone or with climbs; with `exact` the additive optimum among the
+    starts."""
+
+    def run(problem: Problem, budget: Budget, seconds: float, seed: int) -> Found:
+        begins = perf_counter()
+        first = structured(problem, budget, seed)
+        if exact:
+            first = np.concatenate(
+                [exactly(problem, budget, line_damage(problem.fitted, problem.table.hints)), first]
+            )
+        left = max(0.0, seconds - (perf_counter() - begins))
+        return search(
+            problem.table.space, budget, problem.predict, starts=first, seed=seed, trials=FOREVER,
+            searcher=searcher, climbs=climbs, seconds=left,
+        )  # fmt: skip
+
+    return run
+
+
+def solved(singles: bool) -> Strategy:
+    """The exact optimum of an additive model, of the line or of measured single replacements."""
+
+    def run(problem: Problem, budget: Budget, seconds: float, seed: int) -> Found:
+        damage = problem.singles if singles else line_damage(problem.fitted, problem.table.hints)
+        rows = exactly(problem, budget, damage) if damage is not None else np.zeros((0, 0), dtype=np.int64)
+        predicted = problem.predict(problem.table.space.widths(rows)) if len(rows) else np.zeros(0)
+        return Found(rows, predicted, len(rows), tuple(predicted.tolist()))
+
+    return run
+
+
+def exactly(problem: Problem, budget: Budget, damage: ModuleDamage) -> Indices:
+    """The optimum of the additive model, (1, knobs), or no row."""
+    space = problem.table.space
+    found = optimum(space, budget, damage)
+    return np.zeros((0, len(space.depths)), dtype=np.int64) if found is None else found
+
+
+STRATEGIES: dict[str, Strategy] = {
+    **{f"{name}, climbs": sampled(name, 3) for name in SEARCHERS},
+    **{f"{name} alone": sampled(name, 0) for name in SEARCHERS},
+    "nsga2, climbs, exact start": sampled("nsga2", 3, exact=True),
+    "exact, additive line": solved(singles=False),
+    "exact, one-block replacement": solved(singles=True),
+}
+"""By name; the first is what the main job does."""
