@@ -15,7 +15,7 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from predictors.protocol import Features, Scores
-from predictors.ridge import PENALTIES, kernel_ridge, standardiser
+from predictors.ridge import PENALTIES, ridge_of_kernel, standardiser
 
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
 BATCH = 8192  # rows predicted at a time: 5 MB of 80 columns
@@ -53,7 +53,7 @@ class RidgeInteractions(RegressorMixin, BaseEstimator):
         best = None
         for share in self.shares:
             kernel = (1 - share) * plain + share * paired_unit * paired
-            line = kernel_ridge(kernel, t, self.penalties)
+            line = ridge_of_kernel(kernel, t, self.penalties)
             error = float(np.mean((line.left_out - t) ** 2))
             if best is None or error < best[0]:
                 best = (error, share, line)

@@ -70,7 +70,7 @@ def ridge(Z: Features, t: Scores, penalties: tuple[float, ...] = PENALTIES) -> L
     return Line(penalty, vectors @ along, left_out)
 
 
-def kernel_ridge(K: Features, t: Scores, penalties: tuple[float, ...] = PENALTIES) -> Line:
+def ridge_of_kernel(K: Features, t: Scores, penalties: tuple[float, ...] = PENALTIES) -> Line:
     """As `ridge`, from the centred kernel K = Z Z', (n, n): for more columns than rows.
 
     The line is then Z' weights, its value on a row the product of `weights` (n,) with the row's kernel values
@@ -79,7 +79,7 @@ def kernel_ridge(K: Features, t: Scores, penalties: tuple[float, ...] = PENALTIE
     values, vectors = np.linalg.eigh(K)
     values = np.maximum(values, 0.0)
     penalty, _, left_out = _best(values, vectors * np.sqrt(values), t, penalties)
-    weights: Scores = np.linalg.solve(K + penalty * len(t) * np.eye(len(t)), t)
+    weights = np.linalg.solve(K + penalty * len(t) * np.eye(len(t)), t).astype(np.float64)
     return Line(penalty, weights, left_out)
 
 
