@@ -3,8 +3,7 @@
 Where every row of a table differs from one reference in a single column, what it learns are the single
 scores, and what it predicts for several changes at once is their sum (Bercovich et al. 2024, Puzzle, scores
 each block's variants so). From tables of another kind it learns the sum that fits best: a generalised
-additive model in penalised linear splines (Eilers and Marx 1996; Wood, Generalized Additive Models, chapter
-4).
+additive model in penalised linear splines (Eilers and Marx 1996; Wood, Generalized Additive Models, 4).
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from predictors.protocol import Features, Scores
 from predictors.ridge import PENALTIES, Line, ridge, standardiser
 
-BENDS = (0.0, 0.1, 1.0, 10.0, 1000.0)
+BENDS = (0.03, 0.3, 3.0, 30.0, 1000.0)
 EXACT = 1e-9  # the penalty per row where no row may be missed
 
 
@@ -120,7 +119,7 @@ class Additive(RegressorMixin, BaseEstimator):
 
 
 def one_at_a_time(X: Features) -> bool:
-    """Whether every row of X (n, d) is one reference row but for a single column, of which two or more vary.
+    """Whether the rows of X (n, d) are one reference row, but for a single column each and not all for the same.
 
     The reference holds the most frequent value of each column.
     """

@@ -46,10 +46,12 @@ class RidgeInteractions(RegressorMixin, BaseEstimator):
         Z, t = (X - self.mean_) / self.scale_, y - y.mean()
 
         # (z.z')^2 is the kernel of all z_j^2 and sqrt(2) z_j z_k, j < k (Schoelkopf and Smola 2002, 2.1).
-        plain, paired = Z @ Z.T, centred((Z @ Z.T) ** 2)
-        # Brought to the trace of the plain kernel, so that a share is one of variance at any number of
-        # columns.
-        paired_unit = np.trace(plain) / (np.trace(paired) or 1.0)
+        plain = Z @ Z.T
+        paired = centred(plain**2)
+        # Brought to the trace of the plain kernel: a share is one of variance at any number of columns. Where
+        # the products are the same in every row, what centring leaves is rounding, which is not to be blown up.
+        vary = np.trace(paired) > 1e-9 * np.trace(plain**2)
+        paired_unit = np.trace(plain) / np.trace(paired) if vary else 0.0
         best = None
         for share in self.shares:
             kernel = (1 - share) * plain + share * paired_unit * paired
@@ -61,8 +63,7 @@ class RidgeInteractions(RegressorMixin, BaseEstimator):
         _, self.share_, line = best
         self.penalty_ = line.penalty
         self.weights_ = (1 - self.share_) * (line.weights @ Z)
-        # t has mean 0 and the kernel centred rows, so the weights sum to 0: the centring of `paired` drops
-        # out.
+        # Both kernels and t are centred, so the weights sum to 0 and the centring of `paired` drops out.
         self.products_ = self.share_ * paired_unit * (Z.T @ (line.weights[:, None] * Z))
         self.intercept_ = float(y.mean() - np.mean(_quadratic(Z, self.products_)))
         return self

@@ -33,12 +33,12 @@ class PairwiseTrees(RegressorMixin, BaseEstimator):
     def __init__(
         self,
         *,
-        trees: int = 300,
-        depth: int = 3,
+        trees: int = 500,
+        depth: int = 2,
         learning_rate: float = 0.05,
         rows_per_tree: float = 0.8,
         columns_per_tree: float = 0.3,
-        pairs_per_row: int = 8,
+        pairs_per_row: int = 16,
         bag: int = 5,
         seed: int = 0,
     ) -> None:
