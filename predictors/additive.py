@@ -119,7 +119,7 @@ class Additive(RegressorMixin, BaseEstimator):
 
 
 def one_at_a_time(X: Features) -> bool:
-    """Whether the rows of X (n, d) are one reference row, but for a single column each and not all for the same.
+    """Whether each row of X (n, d) is one reference row but for a single column, not the same in all rows.
 
     The reference holds the most frequent value of each column.
     """

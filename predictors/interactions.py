@@ -49,7 +49,7 @@ class RidgeInteractions(RegressorMixin, BaseEstimator):
         plain = Z @ Z.T
         paired = centred(plain**2)
         # Brought to the trace of the plain kernel: a share is one of variance at any number of columns. Where
-        # the products are the same in every row, what centring leaves is rounding, which is not to be blown up.
+        # no product varies, what centring leaves is rounding, which is not to be blown up.
         vary = np.trace(paired) > 1e-9 * np.trace(plain**2)
         paired_unit = np.trace(plain) / np.trace(paired) if vary else 0.0
         best = None
