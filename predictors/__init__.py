@@ -6,13 +6,9 @@ and run `pytest tests/predictors -k NAME`. Nothing here knows what the rows desc
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
+from predictors.lazy import Lazy, build, near
 from predictors.protocol import Features, Make, Predictor, Scores, UncertainPredictor
 
 __all__ = [
@@ -27,34 +23,25 @@ __all__ = [
     "make_predictor",
 ]
 
-
-@dataclass(frozen=True)
-class Lazy:
-    """A class by its import path "package.module:Class", imported when it is first called."""
-
-    path: str
-
-    def load(self) -> Callable[..., Predictor]:
-        """The class itself; ValueError when the path leads nowhere."""
-        module_name, _, name = self.path.partition(":")
-        try:
-            module = importlib.import_module(module_name)
-        except (ImportError, TypeError, ValueError) as error:  # the last two: "", ".relative", "a..b"
-            raise ValueError(f"predictor {self.path!r} cannot be imported: {error}") from error
-        found = getattr(module, name, None)
-        if not callable(found):
-            near = _near(name, [other for other, value in vars(module).items() if callable(value)])
-            raise ValueError(f"module {module_name!r} has no class {name!r}{near}")
-        return found
-
-    def __call__(self, **settings: Any) -> Predictor:
-        return self.load()(**settings)
-
-
 # Any callable that builds a predictor from keywords will do: a class as well as a path to one.
 PREDICTORS: dict[str, Callable[..., Predictor]] = {
     "xgboost": Lazy("predictors.gbdt:BoostedTrees"),
+    "xgboost_plain": Lazy("predictors.gbdt:BoostedTrees", bag=1, ridge_share=0.0),
+    "xgboost_on_line": Lazy("predictors.gbdt:BoostedTrees", bag=1, ridge_share=1.0),
+    "xgboost_pairwise": Lazy("predictors.pairwise:PairwiseTrees"),
     "ridge": Lazy("predictors.ridge:StandardisedRidge"),
+    "ridge_interactions": Lazy("predictors.interactions:RidgeInteractions"),
+    "bagged_ridge_interactions": Lazy(
+        "predictors.bagged:Bagged", make=Lazy("predictors.interactions:RidgeInteractions")
+    ),
+    "additive": Lazy("predictors.additive:Additive"),
+    "kernel_ridge": Lazy("predictors.adapter:Standardised", make=Lazy("predictors.stock:kernel_ridge")),
+    "svr": Lazy("predictors.adapter:Standardised", make=Lazy("predictors.stock:svr")),
+    "gaussian_process": Lazy(
+        "predictors.adapter:StandardisedWithStd", make=Lazy("predictors.stock:gaussian_process")
+    ),
+    "random_forest": Lazy("predictors.adapter:Standardised", make=Lazy("predictors.stock:random_forest")),
+    "lightgbm": Lazy("predictors.adapter:Standardised", make=Lazy("predictors.lightgbm:small_leaves")),
 }
 
 # Promises that a predictor breaks on purpose: name -> {check: the reason}. None does so far.
@@ -67,31 +54,17 @@ def make_predictor(name: str, seed: int = 0) -> Predictor:
     The seed is handed over as `seed` or `random_state` where the constructor has such an argument. Raises
     ValueError when there is no such name or path, or when what is there lacks `fit` or `predict`.
     """
-    if name in PREDICTORS:
-        build = PREDICTORS[name]
-    elif ":" in name:
-        build = Lazy(name)
-    else:
+    if name not in PREDICTORS and ":" not in name:
         raise ValueError(
-            f"no predictor is called {name!r}{_near(name, list(PREDICTORS))}: choose from "
+            f"no predictor is called {name!r}{near(name, PREDICTORS)}: choose from "
             f'{", ".join(sorted(PREDICTORS))}, or give an import path such as "package.module:Class"'
         )
-    if isinstance(build, Lazy):
-        build = build.load()
+    make = PREDICTORS.get(name, Lazy(name))
     try:
-        accepted = set(inspect.signature(build).parameters)
-    except ValueError:  # some classes written in C tell no signature
-        accepted = set()
-    try:
-        predictor = build(**dict.fromkeys(accepted & {"seed", "random_state"}, seed))
+        predictor: Predictor = build(make, seed=seed, random_state=seed)
     except TypeError as error:
         raise ValueError(f"{name!r} cannot be built from a seed alone: {error}") from error
     missing = [method for method in ("fit", "predict") if not callable(getattr(predictor, method, None))]
     if missing:
         raise ValueError(f"{name!r} is no predictor: it has no method {' and no '.join(missing)}")
     return predictor
-
-
-def _near(name: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(name, names)
-    return f" (near: {', '.join(close)})" if close else ""

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from predictors.bagged import deal, widening
 from predictors.protocol import Features, Scores
 from predictors.ridge import ridge, standardiser
 
@@ -35,9 +36,8 @@ class BoostedTrees(RegressorMixin, BaseEstimator):
 
     The line carries what is additive and extrapolates, which trees cannot; `ridge_share` of it is subtracted
     first, as leave-one-out predictions, so that the trees see errors of the size that fresh rows will have.
-    Model b of the bag learns from all rows but those of fold b. Each row is thus held out exactly once, and
-    the spread of the bag is scaled by one number so that it agrees with the errors on held-out rows
-    (cross-conformal in spirit: Vovk 2015; Barber et al. 2021, jackknife+).
+    Model b of the bag learns from all rows but those of fold b, and the spread of the bag is scaled so that
+    it agrees with the errors on held-out rows, as in `predictors.bagged`.
 
     `bag` 1 is a single model on all rows, without `predict_with_std`; `ridge_share` 0 is trees alone.
     Always one thread: on tables this small, more threads cost up to a hundred times the time they save.
@@ -84,17 +84,14 @@ class BoostedTrees(RegressorMixin, BaseEstimator):
         rest = t - self.ridge_share * line.left_out
 
         models = min(self.bag, len(t))
-        fold = rng.permutation(len(t)) % models  # each row is held out by one model
+        fold = deal(len(t), models, rng)  # each row is held out by one model
         seeds = rng.integers(2**31, size=models)
         self.boosters_ = []
         for b in range(models):
             kept = fold != b if models > 1 else np.full(len(t), True)
             self.boosters_.append(self._boost(Z[kept], rest[kept], int(seeds[b])))
         if models > 1:
-            each = self._each(Z)  # (models, n)
-            missed = rest - each[fold, np.arange(len(t))]
-            spread = float(np.mean(each.var(axis=0)))
-            self.widening_ = float(np.sqrt(np.mean(missed**2) / spread)) if spread > 0 else 1.0
+            self.widening_ = widening(self._each(Z), fold, rest)
         return self
 
     def predict(self, X: Features) -> Scores:

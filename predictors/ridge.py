@@ -48,7 +48,7 @@ class Line(NamedTuple):
     """What `ridge` finds: `left_out[i]` is the prediction for row i by the line fitted without row i."""
 
     penalty: float  # per row
-    weights: Scores  # (d,)
+    weights: Scores  # (d,), or (n,) from a kernel
     left_out: Scores  # (n,)
 
 
@@ -62,20 +62,44 @@ def standardiser(X: Features) -> tuple[Features, Features]:
 def ridge(Z: Features, t: Scores, penalties: tuple[float, ...] = PENALTIES) -> Line:
     """The ridge line of centred t (n,) on centred columns Z (n, d) that predicts left-out rows best.
 
-    Leave-one-out in closed form: row i, left out, is missed by r_i / (1 - h_i), with r the residual of the
-    full fit and h the diagonal of its hat matrix, intercept included (Allen 1974, PRESS; Hastie, Tibshirani
-    and Friedman, The Elements of Statistical Learning, eq. 7.64). One eigendecomposition of Z'Z, (d, d),
-    serves all penalties. Raises ValueError unless every penalty is positive.
+    One eigendecomposition of Z'Z, (d, d), serves all penalties. ValueError unless every penalty is positive.
+    """
+    values, vectors = np.linalg.eigh(Z.T @ Z)
+    rotated = Z @ vectors  # (n, d), orthogonal columns
+    penalty, along, left_out = _best(np.maximum(values, 0.0), rotated, t, penalties)
+    return Line(penalty, vectors @ along, left_out)
+
+
+def ridge_of_kernel(K: Features, t: Scores, penalties: tuple[float, ...] = PENALTIES) -> Line:
+    """As `ridge`, from the centred kernel K = Z Z', (n, n): for more columns than rows.
+
+    The line is then Z' weights, its value on a row the product of `weights` (n,) with the row's kernel values
+    (Hastie, Tibshirani and Friedman, section 18.3.5). ValueError unless every penalty is positive.
+    """
+    values, vectors = np.linalg.eigh(K)
+    values = np.maximum(values, 0.0)
+    penalty, _, left_out = _best(values, vectors * np.sqrt(values), t, penalties)
+    weights = np.linalg.solve(K + penalty * len(t) * np.eye(len(t)), t).astype(np.float64)
+    return Line(penalty, weights, left_out)
+
+
+def _best(
+    values: Scores, rotated: Features, t: Scores, penalties: tuple[float, ...]
+) -> tuple[float, Scores, Scores]:
+    """Penalty, weights (d,) along the columns and left-out predictions (n,) of the best ridge line.
+
+    The columns `rotated` (n, d) are orthogonal, with sums of squares `values` (d,). Leave-one-out in closed
+    form: row i, left out, is missed by r_i / (1 - h_i), with r the residual of the full fit and h the
+    diagonal of its hat matrix, intercept included (Allen 1974, PRESS; Hastie, Tibshirani and Friedman, The
+    Elements of Statistical Learning, eq. 7.64).
     """
     if not penalties or min(penalties) <= 0:
         raise ValueError(f"penalties must be positive and at least one, got {penalties}")
     rows = len(t)
-    values, vectors = np.linalg.eigh(Z.T @ Z)
-    rotated = Z @ vectors  # (n, d), orthogonal columns
     along = rotated.T @ t  # (d,)
     best: tuple[float, float, Scores] | None = None
     for penalty in penalties:
-        shrunk = 1.0 / (np.maximum(values, 0.0) + penalty * rows)  # (d,)
+        shrunk = 1.0 / (values + penalty * rows)  # (d,)
         hat = 1.0 / rows + rotated**2 @ shrunk  # (n,), below 1 because the penalty is positive
         missed = (t - rotated @ (shrunk * along)) / np.maximum(1.0 - hat, 1e-9)
         error = float(np.mean(missed**2))
@@ -83,5 +107,4 @@ def ridge(Z: Features, t: Scores, penalties: tuple[float, ...] = PENALTIES) -> L
             best = (error, penalty, missed)
     assert best is not None
     _, penalty, missed = best
-    weights = vectors @ (along / (np.maximum(values, 0.0) + penalty * rows))
-    return Line(penalty, weights, t - missed)
+    return penalty, along / (values + penalty * rows), t - missed

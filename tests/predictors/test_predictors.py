@@ -14,7 +14,13 @@ from sklearn.linear_model import Ridge
 from sklearn.utils.estimator_checks import check_estimator
 
 from predictors import PREDICTORS, Predictor, UncertainPredictor, make_predictor
+from predictors.adapter import Standardised
+from predictors.additive import Additive
+from predictors.bagged import Bagged
 from predictors.gbdt import BoostedTrees
+from predictors.interactions import RidgeInteractions
+from predictors.lazy import Lazy
+from predictors.pairwise import PairwiseTrees
 from predictors.protocol import Features, Scores
 from predictors.ridge import StandardisedRidge, ridge, standardiser
 
@@ -99,7 +105,19 @@ def test_seeds_differ_and_constructors_only_store() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", [StandardisedRidge(), BoostedTrees(trees=30, bag=2)])
+@pytest.mark.parametrize(
+    "model",
+    [
+        StandardisedRidge(),
+        BoostedTrees(trees=30, bag=2),
+        PairwiseTrees(trees=20, bag=2),
+        Additive(),
+        RidgeInteractions(),
+        Standardised(Ridge),
+        Bagged(StandardisedRidge, models=3),
+    ],
+    ids=lambda model: type(model).__name__,
+)
 def test_scikit_learn_takes_them_for_its_own(model: object) -> None:
     results = check_estimator(model, on_skip=None, on_fail=None)
     assert [r["check_name"] for r in results if r["status"] == "failed"] == []
@@ -136,6 +154,23 @@ def test_names_and_paths_make_predictors() -> None:
     assert isinstance(make_predictor("sklearn.svm:SVR"), Predictor)
 
 
+def test_settings_make_variants() -> None:
+    settings = {
+        name: (model.bag, model.ridge_share, model.seed)
+        for name in ("xgboost", "xgboost_plain", "xgboost_on_line")
+        if isinstance(model := make_predictor(name, seed=3), BoostedTrees)
+    }
+    assert settings == {"xgboost": (8, 0.5, 3), "xgboost_plain": (1, 0.0, 3), "xgboost_on_line": (1, 1.0, 3)}
+    assert Lazy("predictors.gbdt:BoostedTrees", bag=1)(trees=7).get_params()["trees"] == 7  # type: ignore[attr-defined]
+
+
+def test_what_a_setting_leads_to_is_missed_at_once() -> None:
+    nowhere = Lazy("predictors.bagged:Bagged", make=Lazy("predictors.ridge:Nothing"))
+    with pytest.raises(ValueError, match="module 'predictors.ridge' has no class 'Nothing'"):
+        nowhere()
+    assert repr(nowhere) == "Lazy('predictors.bagged:Bagged', make=Lazy('predictors.ridge:Nothing'))"
+
+
 def test_a_class_in_the_dictionary_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PREDICTORS, "mine", StandardisedRidge)
     assert isinstance(make_predictor("mine"), StandardisedRidge)
@@ -144,7 +179,10 @@ def test_a_class_in_the_dictionary_is_enough(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("xgbost", r"no predictor is called 'xgbost' \(near: xgboost\): choose from ridge, xgboost, or"),
+        (
+            "xgbost",
+            r"no predictor is called 'xgbost' \(near: xgboost, .*\): choose from additive, .*_plain, or",
+        ),
         ("???", r"no predictor is called '\?\?\?': choose from"),
         ("no_such_package.mine:Mine", "cannot be imported: No module named 'no_such_package'"),
         (":Mine", "cannot be imported"),
@@ -160,8 +198,7 @@ def test_what_is_no_predictor_is_said(name: str, words: str) -> None:
 
 
 def test_importing_the_package_loads_no_library_but_numpy() -> None:
-    code = (
-        "import sys, predictors; print(sorted({'sklearn', 'xgboost', 'scipy', 'torch'} & set(sys.modules)))"
-    )
+    heavy = {"sklearn", "xgboost", "lightgbm", "scipy", "torch"}
+    code = f"import sys, predictors; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
