@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data.corpus import TEXTS
@@ -76,13 +77,15 @@ class Opened:
 
 @dataclass(frozen=True)
 class Subject:
-    """What measures subnets; read only. `reference` is the parent's score on the windows of the pairs."""
+    """What measures subnets; read only. `reference` is the parent's score on the pairs' windows, `final`
+    are other validation windows."""
 
     shape: Shape
     space: SearchSpace
     cost: CostModel
     hints: Hints
     meter: SubnetMeter
+    final: Tensor
     reference: float
     setting: Setting
 
@@ -127,11 +130,12 @@ def prepared_of(opened: Opened, settings: OfSubject) -> Prepared:
     )  # fmt: skip
 
 
-def open_subject(settings: OfSubject, stages: Stages) -> Subject:
-    """All that measuring subnets takes. Raises `InputError` for whatever cannot be."""
+def open_subject(settings: OfSubject, stages: Stages, *, final: int = 1) -> Subject:
+    """All that measuring subnets takes, with `final` other validation windows. Raises `InputError` for
+    whatever cannot be."""
     usable(settings.cache)
     with stages("load"):
-        opened = open_parent(settings, np.random.default_rng(settings.seed))
+        opened = open_parent(settings, np.random.default_rng(settings.seed), final=final)
         on_pairs, shape = opened.text.pairs, opened.shape
         reference = evaluate(opened.parent, on_pairs, batch_size=settings.batch_size).score
     with stages("rank and repair"):
@@ -142,6 +146,7 @@ def open_subject(settings: OfSubject, stages: Stages) -> Subject:
         cost=CostModel(shape, settings.seq_len, opened.dtype.itemsize),
         hints=prepared.hints,
         meter=SubnetMeter(prepared.parent, shape, prepared.bank, on_pairs, settings.batch_size),
+        final=opened.text.final,
         reference=reference,
         setting=pair_setting(opened, settings),
     )

@@ -1,11 +1,14 @@
-"""Honest baselines at the same budget: uniform cuts, dropped layers, and random search."""
+"""Honest baselines at the same budget: uniform cuts, dropped layers, random search, search unpredicted."""
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
+from nas.building import Measure, build_pairs, table
 from nas.cost import Budget
-from nas.proposals import Indices, fit
+from nas.pairs import Pair, Pairs
+from nas.proposals import Indices, fit, mutate
 from nas.sampling import Hints, drop_blocks, uniform_family
 from nas.space import SearchSpace
 
@@ -47,3 +50,41 @@ def dropped_layers(space: SearchSpace, budget: Budget, hints: Hints) -> Indices:
 def random_cuts(space: SearchSpace, budget: Budget, count: int, rng: np.random.Generator) -> Indices:
     """Random search: every knob uniform over its choices, fitted to the budget and filled up to it."""
     return fit(space, budget, rng.integers(0, space.depths, size=(count, len(space.depths))), rng)
+
+
+def evolve(
+    space: SearchSpace,
+    budget: Budget,
+    measure: Measure,
+    pairs: Pairs,
+    first: Indices,
+    *,
+    total: int,
+    rounds: int,
+    seed: int,
+    parents: int = 12,
+    quiet: bool = False,
+) -> list[Pair]:
+    """Search without a predictor: the `first` architectures, then in every round mutations of the best
+    `parents` so far, fitted to the budget, until `total` are measured. Needs no more than they do."""
+    known = build_pairs(pairs, measure, space.shape, budget, space.widths(first), "evolution", quiet=quiet)
+    for number in range(1, rounds + 1):
+        count = (total - len(known)) // (rounds - number + 1)
+        rng = np.random.default_rng([seed, number])
+        widths, scores = table(known, space.shape)
+        best = space.indices(widths[np.argsort(-scores, kind="stable")[:parents]])
+        taken = {row.tobytes() for row in widths}
+        fresh: list[NDArray[np.int64]] = []
+        for _ in range(50):  # tries, where hardly anything else fits
+            if len(fresh) >= count:
+                break
+            proposed = fit(space, budget, mutate(space, best[rng.integers(len(best), size=count)], rng), rng)
+            for row in space.widths(proposed):
+                if row.tobytes() not in taken and len(fresh) < count:
+                    taken.add(row.tobytes())
+                    fresh.append(row)
+        if fresh:
+            known += build_pairs(
+                pairs, measure, space.shape, budget, np.stack(fresh), f"evolution {number}", quiet=quiet
+            )
+    return known

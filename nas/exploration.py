@@ -63,13 +63,15 @@ def explore(
     trials: int,
     seed: int,
     searcher: str = "nsga2",
+    pruning: bool = True,
     quiet: bool = False,
 ) -> Explored:
     """Measure the `first` architectures, then spend the rest of `total` evaluations over `rounds`.
 
     Each round depends on the pairs of the rounds before it and on the seed alone, so that an interrupted run
     proposes the same again and measures only what is missing. `reference` is the parent's score. Raises
-    `InputError` where the budget leaves next to nothing to choose from.
+    `InputError` where the budget leaves next to nothing to choose from. Without `pruning` every round
+    searches the whole space.
     """
     shape = space.shape
     known = build_pairs(pairs, measure, shape, budget, space.widths(first), "start", quiet=quiet)
@@ -91,10 +93,11 @@ def explore(
         predict = fit_predictor(make(), encoding, known, reference)
 
         best = widths[np.argsort(-scores, kind="stable")]
-        pruned, dropped = prune(
-            space, budget, predict, space.indices(best[:12]), margin(known, reference), rng
-        )
-        gone += [(number, item) for item in dropped]
+        if pruning:
+            pruned, dropped = prune(
+                space, budget, predict, space.indices(best[:12]), margin(known, reference), rng
+            )
+            gone += [(number, item) for item in dropped]
         found = search(
             pruned, budget, predict,
             starts=pruned.indices(best[:30]), seed=int(rng.integers(2**31)), trials=trials, searcher=searcher,
