@@ -12,6 +12,7 @@ Pairs are kept as they are measured: the same command again goes on where it sto
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -28,7 +29,7 @@ from sklearn.dummy import DummyRegressor
 
 from data.errors import InputError
 from experiments.command_line import check_least, option, run
-from experiments.results import seeded, usable
+from experiments.results import REPORT, seeded, usable
 from experiments.stages import Stages, say
 from experiments.subject import OfSubject, Subject, open_subject
 from nas.baselines import evolve, random_cuts
@@ -37,7 +38,7 @@ from nas.cost import Budget, budget_of
 from nas.exploration import Explored, explore
 from nas.pairs import Pair, Pairs
 from nas.proposals import Indices, check_reachable
-from nas.report import write_json
+from nas.report import write_html, write_json
 from nas.sampling import SAMPLERS
 from nas.shape import widths_of
 from predictors import PREDICTORS, Predictor
@@ -58,6 +59,9 @@ class Settings(OfSubject):
         128, "validation windows that no search sees, on which the best are compared", group="input", least=1
     )
     out: Path = option(Path("runs/ablation"), "folder of the results", group="run")
+    report_in: Path | None = option(
+        None, "folder of a finished run of experiments.compress whose report shows them too", group="run"
+    )
 
 
 def main(settings: Settings) -> None:
@@ -90,10 +94,10 @@ def main(settings: Settings) -> None:
                     }
                 )  # fmt: skip
                 say(f"seed {seed}, {name}: {np.exp(-best.score):.3f}, on other windows {np.exp(-other):.3f}")
-    write_json(
-        {"settings": asdict(settings), "reference": subject.reference, "rows": rows},
-        settings.out / "ablation.json",
-    )
+    record = {"settings": asdict(settings), "reference": subject.reference, "rows": rows}
+    write_json(record, settings.out / "ablation.json")
+    if settings.report_in is not None:
+        show_in(settings.report_in, record)
     frame = pd.DataFrame(rows)
     draw(frame, subject.reference, settings)
     print(in_words(frame))
@@ -105,10 +109,20 @@ def check(settings: Settings) -> None:
     check_least(settings)
     if not 0 < settings.keep <= 1:
         raise InputError(f"--keep is {settings.keep}; give a fraction above 0 and at most 1")
+    if settings.report_in is not None and not (settings.report_in / REPORT).is_file():
+        raise InputError(f"--report-in {settings.report_in} holds no {REPORT}; give a finished run's folder")
     if settings.first_pairs >= settings.evaluations:
         raise InputError(
             f"--first-pairs is {settings.first_pairs} and --evaluations {settings.evaluations}; give fewer"
         )
+
+
+def show_in(folder: Path, record: dict[str, Any]) -> None:
+    """Add the ablation to the report of a finished run."""
+    report = json.loads((folder / REPORT).read_text())
+    report["ablation"] = record
+    write_html(report, folder / "report.html")
+    write_json(report, folder / REPORT)
 
 
 Variant = Callable[[Subject, Budget, Pairs, Indices, Settings, int], tuple[list[Pair], int]]

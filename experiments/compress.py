@@ -31,6 +31,7 @@ from experiments.results import (
     card,
     claim,
     finished,
+    front_record,
     latency_record,
     model_record,
     pairs_record,
@@ -68,10 +69,13 @@ from nas.repair.stream import Stream
 from nas.report import check_report, terminal_table, write_html, write_json
 from nas.sampling import SAMPLERS
 from nas.search import SEARCHERS
+from nas.what_if import what_if
 from predictors import PREDICTORS
 
 RECOVERY, TOP_K = Recipe(learning_rate=METHODS["full"].learning_rate), 64
 """How pairs are recovered where they are, and the parent's logits that they are taught from."""
+FRONT = (0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3, 1.5)
+"""Other budgets that a report says something of, over the subnet's own block parameters."""
 
 
 @dataclass(frozen=True)
@@ -270,10 +274,18 @@ def main(settings: Settings) -> None:
             settings.predictor, make, explored.pairs, random_pairs, encoding, budget, reference.score
         )
 
+    table = PairTable(
+        space, replace(cost, latency=None), prepared.hints, setting, reference.score,
+        (float(records["subnet"]["block_parameters_kept"]),), (*explored.pairs, *random_pairs),
+    )  # fmt: skip
+    with stages("other budgets"):
+        sizes = np.array(FRONT) * records["subnet"]["costs"]["block_parameters"]
+        within = [float(size) for size in sizes if size < cost(shape.parent)["block_parameters"]]
+        others = what_if(table, explored.predict, "block_parameters", within, seed=settings.seed)
+
     with stages("save"):
         best = contenders["subnet"]
         records["subnet"]["checkpoint"] = "checkpoint"
-        kept = float(records["subnet"]["block_parameters_kept"])
         report = {
             "command": " ".join(["python -m experiments.compress", *sys.argv[1:]]),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -293,6 +305,7 @@ def main(settings: Settings) -> None:
             "predictor": predictor,
             "search": {"rounds": [asdict(item) for item in explored.rounds]},
             "pruning": space_record(space, explored.space, explored.dropped),
+            "front": front_record(others, cost),
             "pairs": pairs_record([*explored.pairs, *random_pairs], cost),
             "stages": stages.seconds,
             "protocol": protocol_record(
@@ -314,12 +327,7 @@ def main(settings: Settings) -> None:
             card=card(report, best.architecture, shape, code),
             dtype=stored,
         )
-        write_pairs(
-            PairTable(
-                space, replace(cost, latency=None), prepared.hints, setting, reference.score,
-                (kept,), (*explored.pairs, *random_pairs),
-            ), settings.out / TABLE,
-        )  # fmt: skip
+        write_pairs(table, settings.out / TABLE)
         write_html(report, settings.out / "report.html")
         write_json(report, settings.out / REPORT)  # last: its presence says that the run is finished
 

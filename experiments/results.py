@@ -30,8 +30,9 @@ from nas.pairs import Pair
 from nas.repair import REPAIRS
 from nas.report import terminal_table, write_json
 from nas.report.record import METRICS
-from nas.shape import Shape, widths_of
+from nas.shape import Shape, architecture_of, widths_of
 from nas.space import SearchSpace
+from nas.what_if import Within
 from predictors import make_predictor
 from predictors.metrics import kendall_tau, precision_at_k, regret
 from predictors.protocol import Predictor
@@ -151,12 +152,32 @@ def latency_record(table: LatencyTable | None) -> dict[str, Any] | None:
     """What latencies were measured on, and how far sums of modules agree with whole subnets."""
     if table is None:
         return None
+    whole = widths_of(table.shape.parent, table.shape)
     return {
         "words": table.words(),
         "request": asdict(table.request),
-        "prefill": asdict(table.prefill.calibration),
-        "decode": asdict(table.decode.calibration),
+        **{
+            name: {"parent": float(phase(whole)), **asdict(phase.calibration)}
+            for name, phase in (("prefill", table.prefill), ("decode", table.decode))
+        },
     }
+
+
+def front_record(found: Sequence[Within], cost: CostModel) -> list[dict[str, Any]]:
+    """The best predicted subnet of each budget, none of which was measured."""
+    whole = cost(cost.shape.parent)["block_parameters"]
+    rows = []
+    for each in found:
+        architecture = architecture_of(each.widths, cost.shape)
+        costs = cost(architecture)
+        rows.append(
+            {
+                "limit": each.limit, "kept": costs["block_parameters"] / whole, "costs": costs,
+                "predicted_score": each.predicted, "among_pairs": each.among_pairs,
+                "digest": architecture.digest, "architecture": asdict(architecture),
+            }
+        )  # fmt: skip
+    return rows
 
 
 def predictor_record(

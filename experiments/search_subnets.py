@@ -33,7 +33,7 @@ from tqdm import tqdm
 from data.errors import InputError
 from experiments.command_line import check_least, option, run
 from experiments.results import seeded, usable
-from experiments.strategies import STRATEGIES, Problem, structured
+from experiments.strategies import STRATEGIES, Problem
 from experiments.tables import DEMO, open_table, sibling
 from nas.cost import COSTS, Budget
 from nas.damage import DamagePredictor
@@ -44,6 +44,7 @@ from nas.proposals import check_reachable
 from nas.replacement import module_damage
 from nas.report import write_json
 from nas.shape import Widths, architecture_of
+from nas.what_if import known_starts
 from predictors import PREDICTORS
 
 BOTH = "nsga2 for score and cost at once"
@@ -137,8 +138,6 @@ def searches(
 ) -> Iterator[dict[str, Any]]:
     """A row for every strategy and budget for which it found something."""
     table, limits = problem.table, {level: budget.limits[settings.cost] for level, budget in budgets.items()}
-    kept = table.kept()
-    low, high = float(kept.min()), float(kept.max())
 
     def row(
         name: str, level: float, widths: Widths, score: float, seconds: float, proposals: int
@@ -149,7 +148,8 @@ def searches(
             "strategy": name, "seed": seed, "cost": settings.cost, "level": level, "limit": limits[level],
             "predicted_score": score, "predicted_perplexity": float(np.exp(-score)),
             "over_parent": float(np.exp(table.reference - score)), "costs": table.cost(architecture),
-            "kept": share, "among_pairs": low <= share <= high, "seconds": seconds, "proposals": proposals,
+            "kept": share, "among_pairs": table.among_pairs(widths), "seconds": seconds,
+            "proposals": proposals,
             "architecture": architecture.to_json(), "digest": architecture.digest,
         }  # fmt: skip
 
@@ -163,7 +163,8 @@ def searches(
             yield row(name, level, widths, float(found.predicted[0]), spent, found.proposals)
     if BOTH in names:
         begins = perf_counter()
-        first = np.concatenate([structured(problem, budget, seed) for budget in budgets.values()])
+        rng = np.random.default_rng([seed, 1])
+        first = np.concatenate([known_starts(table, budget, rng) for budget in budgets.values()])
         found, costs = pareto_search(
             table.space, table.cost, settings.cost, problem.predict, starts=first, seed=seed,
             trials=10**9, seconds=settings.seconds * len(budgets),

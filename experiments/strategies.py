@@ -12,10 +12,10 @@ from nas.cost import Budget
 from nas.damage import DamagePredictor
 from nas.knapsack import line_damage, optimum
 from nas.pair_table import PairTable
-from nas.proposals import Indices, fit
+from nas.proposals import Indices
 from nas.replacement import ModuleDamage
-from nas.sampling import starts
 from nas.search import SEARCHERS, Found, Predict, search
+from nas.what_if import known_starts
 
 
 @dataclass(frozen=True)
@@ -38,22 +38,13 @@ Strategy = Callable[[Problem, Budget, float, int], Found]
 FOREVER = 10**9
 
 
-def structured(problem: Problem, budget: Budget, seed: int) -> Indices:
-    """Where every strategy starts: structured architectures and the best pairs, fitted to the budget."""
-    table, rng = problem.table, np.random.default_rng([seed, 1])
-    best = table.space.indices(table.widths[np.argsort(-table.scores, kind="stable")[:30]])
-    return np.concatenate(
-        [starts(table.space, budget, rng, table.hints), fit(table.space, budget, best, rng)]
-    )
-
-
 def sampled(searcher: str, climbs: int, exact: bool = False) -> Strategy:
     """Optuna's sampler of this name, alone or with climbs; with `exact` the additive optimum among the
     starts."""
 
     def run(problem: Problem, budget: Budget, seconds: float, seed: int) -> Found:
         begins = perf_counter()
-        first = structured(problem, budget, seed)
+        first = known_starts(problem.table, budget, np.random.default_rng([seed, 1]))
         if exact:
             first = np.concatenate(
                 [exactly(problem, budget, line_damage(problem.fitted, problem.table.hints)), first]

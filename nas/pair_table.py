@@ -80,6 +80,12 @@ class PairTable:
         whole = self.cost(self.space.shape.parent)["block_parameters"]
         return self.cost.of_widths(rows, ["block_parameters"])["block_parameters"] / whole
 
+    def among_pairs(self, widths: Widths) -> bool:
+        """Whether an architecture (blocks, 3) is of a size that pairs were measured at: predictions beyond
+        these are extrapolations."""
+        own, sizes = float(self.kept(widths[None])[0]), self.kept()
+        return bool(0.99 * sizes.min() <= own <= 1.01 * sizes.max()) if len(sizes) else False
+
     def check_alike(self, other: PairTable) -> None:
         """Raise `InputError` unless the pairs of both tables may be used together."""
         if other.setting.digest != self.setting.digest:

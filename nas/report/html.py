@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from nas.report import pictures, plots, words
+from nas.report import ablation, front, latency, pictures, plots, words
 from nas.report.compare import deciding_split, pair_reference, ratio, rows, verdict
 from nas.report.record import Report, at, number, plain, write_text
 from nas.report.svg import inline
@@ -74,6 +74,9 @@ def render(report: Report) -> str:
         history=_history(report),
         predictor=_predictor(report),
         space=_space(report),
+        latency=_latency(report),
+        front=_front(report),
+        ablation=ablation.facts(report),
         stages=_stages(report),
         facts=_facts(report),
     )
@@ -187,6 +190,27 @@ def _space(report: Report) -> dict[str, Any] | None:
         "legend": [pictures.KIND_PAINTS[kind] for kind in kinds],
         "svg": _both(pictures.space, report, "space", f"{after} of {before} choices are left"),
     }  # fmt: skip
+
+
+def _latency(report: Report) -> dict[str, Any] | None:
+    found = latency.facts(report)
+    if found is None:
+        return None
+    label = "Predicted against measured latencies, as shares of the parent’s"
+    return {**found, "svg": inline(latency.picture(report, SQUARE), "latency", label)}
+
+
+def _front(report: Report) -> dict[str, Any] | None:
+    found = front.facts(report)
+    if len(found) < 2:
+        return None
+    label = "Predicted perplexity over the parent’s against the fraction kept, for other budgets"
+    return {
+        "rows": found,
+        "costs": [name for name in front.COSTS if any(name in row["shares"] for row in found)],
+        "beyond": any(not row["known"] for row in found),
+        "svg": _both(front.picture, report, "front", label),
+    }
 
 
 def _stages(report: Report) -> dict[str, Any] | None:

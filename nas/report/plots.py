@@ -82,7 +82,7 @@ def quality(report: Report, width: float) -> Figure:
     high = quality_ceiling(report)
     low = min([1.0, *over[over <= high], *(y for _, _, y in models)])
     smallest = min([0.9, *kept, *(x for _, x, _ in models)])
-    _ratio_axis(axes, low, high, height - bottom - 16, pad=0.09)
+    ratio_axis(axes, low, high, height - bottom - 16, pad=0.09)
     axes.set_xlim(smallest - 0.05 * (1 - smallest), 1.0 + 0.015 * (1 - smallest))
     step = next(s for s in (0.02, 0.05, 0.1, 0.2) if (1 - smallest) / s <= (width - 60) / 55)
     marks = [x for x in np.arange(1.0, 0.0, -step) if x >= axes.get_xlim()[0]][::-1]
@@ -137,7 +137,7 @@ def history(report: Report, width: float) -> Figure:
     height = 0.38 * width if width > 500 else 280.0
     figure, axes = frame(width, height, left=46, bottom=44, right=14, top=12)
     low, high = float(over.min()), history_ceiling(report)
-    _ratio_axis(axes, low, high, height - 56, pad=0.07)
+    ratio_axis(axes, low, high, height - 56, pad=0.07)
     axes.set_xlim(-0.012 * len(over), len(over) * 1.012)
     axes.set_xlabel("real evaluations", fontsize=11, color=paint("muted"), labelpad=6)
     step = next(
@@ -210,7 +210,7 @@ def predictor(report: Report, width: float) -> Figure:
     both = np.concatenate([measured, predicted])
     low, high = float(both.min()), float(np.percentile(both, 99))
     for which in ("x", "y"):
-        _ratio_axis(axes, low, high, width - 64, pad=0.04, which=which, spacing=48 if which == "x" else 32)
+        ratio_axis(axes, low, high, width - 64, pad=0.04, which=which, spacing=48 if which == "x" else 32)
     axes.plot(axes.get_xlim(), axes.get_ylim(), color=paint("muted"), linewidth=1, linestyle=(0, (3, 3)))
     for chosen, colour, alpha in ((~inside, "dot", 0.55), (inside, "subnet", 0.75)):
         x, y = measured[chosen], predicted[chosen]
@@ -220,7 +220,7 @@ def predictor(report: Report, width: float) -> Figure:
     return figure
 
 
-def _ratio_axis(
+def ratio_axis(
     axes: Axes, low: float, high: float, pixels: float, *, pad: float, which: str = "y", spacing: float = 34.0
 ) -> None:
     """A log axis over these ratios, `pad` of its length to spare at both ends, ticks `spacing` px apart."""
