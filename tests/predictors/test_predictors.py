@@ -106,7 +106,9 @@ def test_contributions_sum_to_the_prediction(settings: dict[str, float]) -> None
     assert added.shape == (40, 13)
     assert np.allclose(added.sum(axis=1), p, rtol=0, atol=1e-5 * p.std())
     assert (added[:, 3] == 0).all()
-    assert np.allclose(added[:, -1], added[0, -1]) and added[0, -1] == pytest.approx(100 + 20 * y.mean(), 0.02)
+    assert np.allclose(added[:, -1], added[0, -1]) and added[0, -1] == pytest.approx(
+        100 + 20 * y.mean(), 0.02
+    )
     # Later columns weigh more, so they are to have more to say.
     assert np.abs(added[:, 9:12]).mean() > 1.5 * np.abs(added[:, :3]).mean()
 
