@@ -22,8 +22,12 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Speed:
-    """How many times as fast as the parent: the ratio of the medians, and the quartiles of the ratios of the
-    turns, which are None where those are not in the report."""
+    """How many times as fast as the parent: the median of the ratios of the turns and their quartiles. Where
+    turns are not in the report, the ratio of the medians, and None for the quartiles.
+
+    Turn by turn, since both had the same share of the machine in a turn: the ratio of the two medians can lie
+    outside the quartiles of the ratios.
+    """
 
     times: float
     low: float | None
@@ -98,8 +102,9 @@ def _row(report: Report, key: str, name: str, model: Any) -> Row:
         theirs, ours = at(report, f"parent_scores.latency.{turns}"), at(model, f"latency.{turns}")
         if key == "parent" or not theirs or not ours:
             return Speed(whole / own, None, None)
-        low, _, high = quantiles([a / b for a, b in zip(theirs, ours, strict=True)], n=4, method="inclusive")
-        return Speed(whole / own, low, high)
+        ratios = [a / b for a, b in zip(theirs, ours, strict=True)]
+        low, middle, high = quantiles(ratios, n=4, method="inclusive")
+        return Speed(middle, low, high)
 
     def part(cost: str) -> float | None:
         whole, own = number(report, f"budget.parent_costs.{cost}"), number(model, f"costs.{cost}")

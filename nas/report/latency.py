@@ -67,7 +67,9 @@ def picture(report: Report, width: float) -> Figure:
                 markeredgecolor=paint("paper"), markeredgewidth=1.5,
             )  # fmt: skip
     spare = 0.06 * (high - low + 0.01)
-    marks = [mark for mark in np.arange(0.0, 3.01, 0.2) if low - spare <= mark <= high + spare]
+    # Times of a busy machine scatter over decades: at most eight marks, however far.
+    step = next(s * 10.0**p for p in range(-1, 9) for s in (1, 2, 5) if high - low <= 8 * s * 10.0**p)
+    marks = [mark for mark in np.arange(0.0, high + spare, step) if low - spare <= mark]
     for which in ("x", "y"):
         (axes.set_xlim if which == "x" else axes.set_ylim)(low - spare, high + spare)
         ticks(axes, which, marks, [f"{100 * mark:.0f} %" for mark in marks])

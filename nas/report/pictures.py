@@ -166,7 +166,8 @@ def space(report: Report, width: float) -> Figure:
     boxes, x = _Boxes(), gutter
     for kind, weight in zip(kinds, weights, strict=True):
         length = free * weight / sum(weights)
-        write(axes, x, 9, KINDS[kind], colour="muted")
+        fits = length + count_width + gap >= 6.5 * len(KINDS[kind])  # px of a letter, on the wide side
+        write(axes, x, 9, KINDS[kind] if fits else KINDS[kind].split(" per ")[0], colour="muted")
         for block in range(blocks):
             knob = f"{block}.{kind}"
             if knob in choices:

@@ -95,26 +95,30 @@ def quality(report: Report, width: float) -> Figure:
     axes.plot(
         kept[shown], over[shown], "o", color=paint("dot"), alpha=0.55, markersize=4.5, markeredgewidth=0
     )
-    _label(axes, models, high, width - left - 14, height - bottom - 16)
     axes.plot([1.0], [1.0], "o", color=paint("ink"), markersize=8, markeredgewidth=0, clip_on=False)
-    down = _pixels(axes, height - bottom - 16)
-    write(axes, 1.0, 1.0 * np.exp(-15 / down), "parent", ha="right")
+    _label(axes, models, high, width - left - 14, height - bottom - 16)
     return figure
 
 
 def _label(
     axes: Axes, models: list[tuple[str, float, float]], high: float, width: float, height: float
 ) -> None:
-    """Markers of the compared models, with their names beside them in one column, kept apart."""
+    """Markers of the compared models, with their names beside them in one column, kept apart from each other
+    and from the parent's, which stands under its mark."""
+    down = _pixels(axes, height)
+    under = np.exp(-15 / down)
     if not models:
+        write(axes, 1.0, under, "parent", ha="right")
         return
     x_low, x_high = axes.get_xlim()
-    down = _pixels(axes, height)
     top, bottom = np.log(axes.get_ylim()[1]) - 20 / down, np.log(axes.get_ylim()[0]) + 8 / down
     models = sorted(models, key=lambda model: model[2])
-    places = _apart(np.log([min(y, high) for _, _, y in models]), GAP / down, bottom, top)
+    wanted = [min(y, high) for _, _, y in models]
+    last = int(np.searchsorted(wanted, under))
+    places = np.exp(_apart(np.log(np.insert(wanted, last, under)), GAP / down, bottom, top))
+    write(axes, 1.0, places[last], "parent", ha="right")
     column = max(x for _, x, _ in models) + 22 / width * (x_high - x_low)
-    for (key, x, y), place in zip(models, np.exp(places), strict=True):
+    for (key, x, y), place in zip(models, np.delete(places, last), strict=True):
         name = "subnet" if key == "subnet" else baseline_name(key)[:24].encode("ascii", "replace").decode()
         colour = key if key in ("subnet", *BASELINE_MARKERS) else "other"
         edge = column - 4 / width * (x_high - x_low)

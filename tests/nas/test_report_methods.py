@@ -57,6 +57,17 @@ def test_speeds_have_the_quartiles_of_their_turns() -> None:
     assert "quartiles 1.50 to 1.75" in verdict(report).text
 
 
+def test_a_speed_lies_within_its_quartiles() -> None:
+    report = synthetic_report(3, 12)  # the machine was half as fast in three of the turns, not the same three
+    report["parent_scores"]["latency"] |= {
+        "prefill_ms": 30.0,
+        "prefill_turns": [20.0, 20.0, 40.0, 40.0, 30.0],
+    }
+    report["subnet"]["latency"] |= {"prefill_ms": 16.0, "prefill_turns": [16.0, 15.0, 30.0, 32.0, 15.0]}
+    speed = rows(report)[1].prefill_faster
+    assert speed.low <= speed.times <= speed.high < 30.0 / 16.0
+
+
 def test_the_verdict_and_the_table_tell_every_cost() -> None:
     report = synthetic_report(3, 12)
     whole = {"parameters": 100, "block_parameters": 80, "flops": 1000, "kv_cache_bytes": 64}
