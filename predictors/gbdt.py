@@ -110,6 +110,23 @@ class BoostedTrees(RegressorMixin, BaseEstimator):
         each = self._each(Z)
         return self._mean(Z, each), self.unit_ * self.widening_ * each.std(axis=0)
 
+    def contributions(self, X: Features) -> Features:
+        """What each column adds to each prediction, (m, d + 1) in units of y: rows sum to `predict(X)`.
+
+        The last column is what an average pair is given. The line adds its weight times the distance from
+        the column's mean; a tree adds Shapley values along its paths (Lundberg et al. 2020, TreeSHAP, as
+        XGBoost computes them). Columns that say the same share what they add.
+        """
+        Z = self._standardised(X)
+        table = xgboost.DMatrix(Z.astype(np.float32), nthread=1)
+        each = np.zeros((len(Z), Z.shape[1] + 1))
+        for model in self.boosters_:
+            each += model.predict(table, pred_contribs=True) / len(self.boosters_)
+        each[:, :-1] += Z * self.weights_
+        added: Features = self.unit_ * each
+        added[:, -1] += self.centre_
+        return added
+
     def _boost(self, Z: Features, rest: Scores, seed: int) -> xgboost.Booster:
         settings = {
             "max_depth": self.depth,

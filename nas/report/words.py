@@ -1,10 +1,12 @@
-"""Numbers as people read them. Whatever is missing or not finite is a dash."""
+"""Numbers and architectures as people read them. Whatever is missing or not finite is a dash."""
 
 from __future__ import annotations
 
 import math
 from datetime import datetime
 from typing import Any
+
+from nas.architecture import Architecture
 
 MISSING = "–"
 SPACE = "\u202f"
@@ -111,6 +113,17 @@ def cost_name(name: str) -> str:
 
 def baseline_name(name: str) -> str:
     return BASELINES.get(name, name.replace("_", " "))
+
+
+def blocks(architecture: Architecture, between: str = "\n") -> str:
+    """One line a kept block, by its index in the parent: `0: 3 × 2 heads, 320 channels`."""
+    lines = []
+    for block in architecture.blocks:
+        heads = f"{block.kv_groups} × {block.queries_per_group} heads" if block.heads else "no attention"
+        width = f" of {block.head_width} channels" if block.head_width else ""
+        mlp = f"{block.ffn} channels" if block.ffn else "no MLP"
+        lines.append(f"{block.source}: {heads}{width}, {mlp}")
+    return between.join(lines)
 
 
 def listing(parts: list[str]) -> str:

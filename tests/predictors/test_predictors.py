@@ -95,6 +95,26 @@ def test_one_model_has_no_spread() -> None:
         BoostedTrees(bag=1, trees=5).fit(X, y).predict_with_std(X)
 
 
+@pytest.mark.parametrize("settings", [{}, {"bag": 1}, {"ridge_share": 0.0}, {"ridge_share": 1.0}])
+def test_contributions_sum_to_the_prediction(settings: dict[str, float]) -> None:
+    X, y, _ = pairs(100)
+    X[:, 3] = 0.5  # says nothing
+    model = BoostedTrees(trees=50, **settings).fit(X, 20 * y + 100)  # type: ignore[arg-type]
+    Q = pairs(40, seed=1)[0]
+    added, p = model.contributions(Q), model.predict(Q)
+    assert added.shape == (40, 13)
+    assert np.allclose(added.sum(axis=1), p, rtol=0, atol=1e-5 * p.std())
+    assert (added[:, 3] == 0).all()
+    assert np.ptp(added[:, -1]) < 1e-5 * p.std()
+
+
+def test_contributions_name_the_column_that_decides() -> None:
+    X, _, _ = pairs(200)
+    y = 5 * (X[:, 7] > 0.5)
+    added = np.abs(BoostedTrees().fit(X, y).contributions(X)).mean(axis=0)
+    assert added[7] > 10 * np.delete(added[:-1], 7).max()
+
+
 def test_seeds_differ_and_constructors_only_store() -> None:
     X, y, _ = pairs(40)
     one, other = (make_predictor("xgboost", seed).fit(X, y).predict(X) for seed in (1, 2))
