@@ -31,6 +31,7 @@ from nas.space import SearchSpace
 Predict = Callable[[Widths], NDArray[np.float64]]
 """(n, blocks, 3) widths -> (n,) scores, larger is better."""
 
+
 def _cmaes(generation: int, seed: int) -> BaseSampler:
     try:
         return CmaEsSampler(seed=seed, popsize=generation)
