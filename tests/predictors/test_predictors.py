@@ -95,7 +95,7 @@ def test_one_model_has_no_spread() -> None:
         BoostedTrees(bag=1, trees=5).fit(X, y).predict_with_std(X)
 
 
-@pytest.mark.parametrize("settings", [{}, {"bag": 1}, {"ridge_share": 0.0}, {"ridge_share": 1.0}])
+@pytest.mark.parametrize("settings", [{}, {"bag": 1}, {"base_share": 0.0}, {"base_share": 1.0}])
 def test_contributions_sum_to_the_prediction(settings: dict[str, float]) -> None:
     X, y, _ = pairs(100)
     X[:, 3] = 0.5  # says nothing
@@ -146,7 +146,7 @@ def test_scikit_learn_takes_them_for_its_own(model: object) -> None:
 
 def test_settings_out_of_range_are_named() -> None:
     X, y, _ = pairs(10)
-    with pytest.raises(ValueError, match="bag 0, trees 300, ridge_share 0.5"):
+    with pytest.raises(ValueError, match="bag 0, trees 150, base_share 0.4"):
         BoostedTrees(bag=0).fit(X, y)
     with pytest.raises(ValueError, match=r"positive and at least one, got \(0.0, 1.0\)"):
         StandardisedRidge(penalties=(0.0, 1.0)).fit(X, y)
@@ -176,11 +176,11 @@ def test_names_and_paths_make_predictors() -> None:
 
 def test_settings_make_variants() -> None:
     settings = {
-        name: (model.bag, model.ridge_share, model.seed)
+        name: (model.bag, model.base_share, model.seed)
         for name in ("xgboost", "xgboost_plain", "xgboost_on_line")
         if isinstance(model := make_predictor(name, seed=3), BoostedTrees)
     }
-    assert settings == {"xgboost": (8, 0.5, 3), "xgboost_plain": (1, 0.0, 3), "xgboost_on_line": (1, 1.0, 3)}
+    assert settings == {"xgboost": (6, 0.4, 3), "xgboost_plain": (1, 0.0, 3), "xgboost_on_line": (1, 1.0, 3)}
     assert Lazy("predictors.gbdt:BoostedTrees", bag=1)(trees=7).get_params()["trees"] == 7  # type: ignore[attr-defined]
 
 
