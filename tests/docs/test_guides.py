@@ -1,6 +1,6 @@
 """The guides do what they say: each is followed, word by word, in a fresh copy of the repository.
 
-Of a guide's fenced blocks, `python file=PATH` is a file to write, `diff` an edit to apply, `sh` commands to run,
+Of a guide's fenced blocks, `python file=PATH` is a file to write, `diff` an edit to apply, `sh` are commands,
 each of which must succeed, and `output` holds lines that the commands before it print, at least in part;
 `text` is for reading only.
 """
