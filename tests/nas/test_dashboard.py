@@ -29,7 +29,7 @@ SETTING = Setting({"parent": "toy", "seed": 0})
 
 @contextmanager
 def dashboard(store: str, log: Path) -> Iterator[Callable[[str], Any]]:
-    """The command of `docs/read-a-report.md` on this store: answers over HTTP, and is stopped at the end."""
+    """The command of `docs/read-a-report.md` on this store; what it gives asks the HTTP interface."""
     with socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
