@@ -229,7 +229,7 @@ def earlier(path: Path, protocol: str, contestants: Sequence[Contestant]) -> lis
 
 def in_words(frame: pd.DataFrame) -> str:
     """Means over seeds: tau in band by number of pairs, then the other measures at the most pairs."""
-    curve = frame.pivot_table(index="predictor", columns="pairs", values="kendall_tau_in_band")
+    curve = frame.groupby(["predictor", "pairs"]).kendall_tau_in_band.mean().unstack()
     curve.columns = [f"τ {pairs}" for pairs in curve.columns]
     last = frame[frame.pairs == frame.pairs.max()].groupby("predictor")
     queries = int(frame.queries.iloc[0])

@@ -40,6 +40,7 @@ from experiments.results import (
     protocol_record,
     seeded,
     space_record,
+    typical_size,
     usable,
     versions,
 )
@@ -175,7 +176,6 @@ def main(settings: Settings) -> None:
         if settings.recovery_steps:
             recovery["recovery"] = {**asdict(RECOVERY), "steps": settings.recovery_steps, "top_k": TOP_K}
         setting = pair_setting(opened, settings, **recovery)
-        pairs = Pairs(str(settings.out / STORE), setting)
 
     with stages("latency"):
         request = Request(
@@ -187,6 +187,7 @@ def main(settings: Settings) -> None:
         cost = CostModel(shape, settings.seq_len, parent.dtype.itemsize, latency_table)
         budget = budget_of(cost, settings.keep, **limits_of(settings))
         check_reachable(space, budget)
+        pairs = Pairs(str(settings.out / STORE), setting)
 
     with stages("parent"):
         reference = evaluate(parent, text.pairs, batch_size=settings.batch_size)
@@ -276,7 +277,7 @@ def main(settings: Settings) -> None:
 
     table = PairTable(
         space, replace(cost, latency=None), prepared.hints, setting, reference.score,
-        (float(records["subnet"]["block_parameters_kept"]),), (*explored.pairs, *random_pairs),
+        (typical_size(explored.pairs, cost),), (*explored.pairs, *random_pairs),
     )  # fmt: skip
     with stages("other budgets"):
         sizes = np.array(FRONT) * records["subnet"]["costs"]["block_parameters"]

@@ -26,13 +26,10 @@ from data.errors import InputError
 from experiments.command_line import check_least, option, run
 from experiments.results import usable, versions
 from experiments.stages import Stages
-from experiments.text import calibrated_on, read_text
+from experiments.subject import OfSubject, open_parent, prepared_of
 from nas.building import SubnetMeter
 from nas.cost import Budget, CostModel, budget_of
 from nas.evaluate import evaluate
-from nas.families import shape_of
-from nas.parent import choose_device, choose_dtype, digest_of, load_parent
-from nas.prepare import prepare
 from nas.proposals import Indices, check_reachable, fit, mutate
 from nas.recovery import METHODS, Recipe
 from nas.recovery.teacher import stored_teacher
@@ -40,22 +37,17 @@ from nas.recovery.training import recover
 from nas.report import write_json
 from nas.sampling import Hints, starts
 from nas.shape import architecture_of
-from nas.space import SearchSpace, default_space
+from nas.space import SearchSpace
 from predictors.metrics import kendall_tau, regret
 
 RESULT = "ranking_flips.json"
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(OfSubject):
     """All that the answer depends on."""
 
-    parent: str = option("demo", "model to cut: a Hub id, a local folder or demo", group="input")
-    corpus: str = option("demo", "text, named as in compress", group="input")
     seq_len: int = option(128, "tokens in a window", group="input", least=2)
-    calibration_windows: int = option(
-        128, "training windows that ranking and repair see", group="input", least=1
-    )
     pair_windows: int = option(64, "validation windows that subnets are ordered by", group="input", least=1)
     other_windows: int = option(
         64, "others, on which the order is compared with itself", group="input", least=1
@@ -69,12 +61,7 @@ class Settings:
     top_k: int = option(64, "of the parent's logits, stored once", group="training")
     learning_rate: float | None = option(None, "the highest; none: the method's own", group="training")
 
-    device: str = option("auto", "auto, cpu or cuda", group="run")
-    dtype: str = option("auto", "auto, float32 or bfloat16", group="run")
-    batch_size: int = option(8, "windows in a forward pass", group="run", least=1)
-    seed: int = option(0, "of architectures, windows and their order", group="run", least=0)
     out: Path = option(Path("runs/ranking_flips"), f"folder of {RESULT}", group="run")
-    cache: Path = option(Path("runs/cache"), "folder of tokens, repairs and logits", group="run")
 
 
 def main(settings: Settings) -> None:
@@ -87,31 +74,20 @@ def main(settings: Settings) -> None:
         batch_size=settings.training_batch, learning_rate=settings.learning_rate, seed=settings.seed
     )
     with stages("load"):
-        device = choose_device(settings.device)
-        dtype = choose_dtype(settings.dtype, device)
-        parent, tokenizer = load_parent(settings.parent, device, dtype)
-        shape, parent_digest = shape_of(parent), digest_of(parent)
-        space = default_space(shape)
-        budget = budget_of(CostModel(shape, settings.seq_len, parent.dtype.itemsize), settings.keep)
-        check_reachable(space, budget)
-        text = read_text(
-            settings.corpus, tokenizer, shape.vocab, settings.seq_len, rng, settings.cache,
-            calibration=settings.calibration_windows, pairs=settings.pair_windows,
-            final=settings.other_windows, test=1,
+        opened = open_parent(
+            settings, rng, final=settings.other_windows,
             training=max(settings.steps) * settings.training_batch,
         )  # fmt: skip
+        parent, shape, space, text = opened.parent, opened.shape, opened.space, opened.text
+        budget = budget_of(CostModel(shape, settings.seq_len, parent.dtype.itemsize), settings.keep)
+        check_reachable(space, budget)
     with stages("rank and repair"):
-        calibrated = calibrated_on(text, parent_digest, settings.seed, dtype)
-        prepared = prepare(
-            parent, shape, space, text.calibration, "elimination", settings.cache, calibrated,
-            batch_size=settings.batch_size,
-        )  # fmt: skip
+        prepared = prepared_of(opened, settings)
     with stages("teacher"):
         teacher = stored_teacher(
             parent, text.training, settings.top_k, settings.cache, batch_size=settings.batch_size
         )
-    hints = prepared.hints
-    widths = space.widths(around_starts(space, budget, settings.architectures, rng, hints))
+    widths = space.widths(around_starts(space, budget, settings.architectures, rng, prepared.hints))
     meter = SubnetMeter(prepared.parent, shape, prepared.bank, text.pairs, settings.batch_size)
 
     def score(model: PreTrainedModel) -> list[float]:
@@ -123,7 +99,7 @@ def main(settings: Settings) -> None:
     path = settings.out / RESULT
     mine = json.loads(json.dumps(asdict(settings), default=str))
     protocol = {
-        **calibrated, "pair_windows": len(text.pairs), "other_windows": len(text.final),
+        **opened.calibrated, "pair_windows": len(text.pairs), "other_windows": len(text.final),
         "training_windows": len(text.training), "recipe": asdict(recipe),
     }  # fmt: skip
     record: dict[str, Any] = earlier(path, mine, json.loads(json.dumps(protocol))) or {

@@ -163,6 +163,12 @@ def latency_record(table: LatencyTable | None) -> dict[str, Any] | None:
     }
 
 
+def typical_size(pairs: Sequence[Pair], cost: CostModel) -> float:
+    """The median fraction of the block parameters that the pairs keep."""
+    sizes = [cost(pair.architecture)["block_parameters"] for pair in pairs]
+    return float(np.median(sizes)) / cost(cost.shape.parent)["block_parameters"]
+
+
 def front_record(found: Sequence[Within], cost: CostModel) -> list[dict[str, Any]]:
     """The best predicted subnet of each budget, none of which was measured."""
     whole = cost(cost.shape.parent)["block_parameters"]

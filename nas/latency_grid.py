@@ -32,8 +32,9 @@ def measure_table(
 
     A choice is timed where it works, in a whole model: all blocks but the first make it, and a block's share
     of the difference to the whole parent is what the choice adds (the first stays whole because a model keeps
-    attention somewhere). Models take turns, so that a drift of the machine meets all alike. All blocks of a
-    parent are of one shape, so that one table serves them all. `progress` is told of each turn of a model.
+    attention somewhere). Models take turns, so that a drift of the machine meets all alike, and the least of
+    the turns counts, because disturbances only add to it. All blocks of a parent are of one shape, so that
+    one table serves them all. `progress` is told of each turn of a model.
     """
     whole = np.tile([shape.kv_groups, shape.queries_per_group, shape.ffn], (shape.blocks, 1))
     changed = slice(1, None) if shape.blocks > 1 else slice(None)
@@ -76,8 +77,8 @@ def measure_table(
         dtype=str(parent.dtype).removeprefix("torch."),
         request=request,
         shape=shape,
-        prefill=phase(lambda each: each.prefill_ms),
-        decode=phase(lambda each: each.decode_ms_per_token),
+        prefill=phase(lambda each: min(each.prefill_turns)),
+        decode=phase(lambda each: min(each.decode_turns)),
     )
 
 

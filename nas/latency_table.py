@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from data.errors import InputError
 from nas.shape import Shape, Widths
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)

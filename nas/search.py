@@ -21,6 +21,7 @@ from optuna.samplers import (
     TPESampler,
 )
 
+from data.errors import InputError
 from nas.cost import Budget
 from nas.pairs import quiet_optuna
 from nas.proposals import Indices, apart, fit, mutate
@@ -30,10 +31,18 @@ from nas.space import SearchSpace
 Predict = Callable[[Widths], NDArray[np.float64]]
 """(n, blocks, 3) widths -> (n,) scores, larger is better."""
 
+
+def _cmaes(generation: int, seed: int) -> BaseSampler:
+    try:
+        return CmaEsSampler(seed=seed, popsize=generation)
+    except ImportError as error:
+        raise InputError("CMA-ES needs a library: pip install 'secateur[search]'") from error
+
+
 SEARCHERS: dict[str, Callable[[int, int], BaseSampler]] = {
     "nsga2": lambda generation, seed: NSGAIISampler(population_size=generation, seed=seed),
     "tpe": lambda generation, seed: TPESampler(seed=seed, n_startup_trials=generation),
-    "cmaes": lambda generation, seed: CmaEsSampler(seed=seed, popsize=generation),
+    "cmaes": _cmaes,
     "gp": lambda generation, seed: GPSampler(seed=seed, n_startup_trials=generation),
     "random": lambda generation, seed: RandomSampler(seed=seed),
 }

@@ -26,8 +26,10 @@ __all__ = [
 # Any callable that builds a predictor from keywords will do: a class as well as a path to one.
 PREDICTORS: dict[str, Callable[..., Predictor]] = {
     "xgboost": Lazy("predictors.gbdt:BoostedTrees"),
-    "xgboost_plain": Lazy("predictors.gbdt:BoostedTrees", bag=1, ridge_share=0.0),
-    "xgboost_on_line": Lazy("predictors.gbdt:BoostedTrees", bag=1, ridge_share=1.0),
+    "xgboost_plain": Lazy("predictors.gbdt:BoostedTrees", bag=1, base_share=0.0),
+    "xgboost_on_line": Lazy(
+        "predictors.gbdt:BoostedTrees", bag=1, base=Lazy("predictors.ridge:StandardisedRidge"), base_share=1.0
+    ),
     "xgboost_pairwise": Lazy("predictors.pairwise:PairwiseTrees"),
     "ridge": Lazy("predictors.ridge:StandardisedRidge"),
     "ridge_interactions": Lazy("predictors.interactions:RidgeInteractions"),

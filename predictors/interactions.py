@@ -26,7 +26,8 @@ class RidgeInteractions(RegressorMixin, BaseEstimator):
 
     The penalty, and how much of a prediction's variance is allowed to the products before any score is seen,
     one of `shares` of the whole, are chosen together by leave-one-out; share 0 is `StandardisedRidge`. After
-    `fit`: `penalty_`, `share_`, `weights_` (d,) and `products_` (d, d), symmetric, per standard deviation.
+    `fit`: `penalty_`, `share_`, `weights_` (d,) and `products_` (d, d), symmetric, per standard deviation,
+    `left_out_` (n,), what is said of each row by the same fit without it.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class RidgeInteractions(RegressorMixin, BaseEstimator):
                 best = (error, share, line)
         assert best is not None
         _, self.share_, line = best
-        self.penalty_ = line.penalty
+        self.penalty_, self.left_out_ = line.penalty, y.mean() + line.left_out
         self.weights_ = (1 - self.share_) * (line.weights @ Z)
         # Both kernels and t are centred, so the weights sum to 0 and the centring of `paired` drops out.
         self.products_ = self.share_ * paired_unit * (Z.T @ (line.weights[:, None] * Z))
@@ -79,6 +80,17 @@ class RidgeInteractions(RegressorMixin, BaseEstimator):
                 Z @ self.weights_ + _quadratic(Z, self.products_) + self.intercept_
             )
         return scores
+
+    def contributions(self, X: Features) -> Features:
+        """What each column adds to each prediction, (m, d + 1), and last what an average row is given.
+
+        Half of a product goes to either column: with the mean of a column for its absence these are Shapley
+        values.
+        """
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=np.float64, reset=False)
+        Z = (X - self.mean_) / self.scale_
+        return np.column_stack([Z * (self.weights_ + Z @ self.products_), np.full(len(X), self.intercept_)])
 
 
 def centred(K: Features) -> Features:

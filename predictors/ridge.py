@@ -21,7 +21,8 @@ class StandardisedRidge(RegressorMixin, BaseEstimator):
     """A line through the standardised columns, in the units of y.
 
     `penalties` are tried in turn and are per row: the sum of squares is penalised by `penalty * n`, so that
-    one list serves every number of pairs. After `fit`: `penalty_`, `weights_` (d,) per standard deviation.
+    one list serves every number of pairs. After `fit`: `penalty_`, `weights_` (d,) per standard deviation,
+    `left_out_` (n,), what the line fitted without a row says of it.
     """
 
     def __init__(self, penalties: tuple[float, ...] = PENALTIES) -> None:
@@ -34,6 +35,7 @@ class StandardisedRidge(RegressorMixin, BaseEstimator):
         self.intercept_ = float(y.mean())
         line = ridge((X - self.mean_) / self.scale_, y - self.intercept_, self.penalties)
         self.penalty_, self.weights_ = line.penalty, line.weights
+        self.left_out_ = self.intercept_ + line.left_out
         return self
 
     def predict(self, X: Features) -> Scores:
@@ -42,6 +44,13 @@ class StandardisedRidge(RegressorMixin, BaseEstimator):
         X = validate_data(self, X, dtype=np.float64, reset=False)
         scores: Scores = (X - self.mean_) / self.scale_ @ self.weights_ + self.intercept_
         return scores
+
+    def contributions(self, X: Features) -> Features:
+        """What each column adds to each prediction, (m, d + 1), and last what an average row is given."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=np.float64, reset=False)
+        added = (X - self.mean_) / self.scale_ * self.weights_
+        return np.column_stack([added, np.full(len(X), self.intercept_)])
 
 
 class Line(NamedTuple):

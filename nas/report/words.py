@@ -17,7 +17,7 @@ COSTS = {
     "parameters": "all parameters",
     "flops": "FLOPs per window",
     "kv_cache_bytes": "KV cache per window",
-    "latency_ms": "for a request",
+    "latency_ms": "latency per request",
 }
 BASELINES = {"uniform": "uniform", "random_search": "random search", "drop_layers": "drop layers"}
 

@@ -102,7 +102,7 @@ def test_the_same_command_again_shows_the_result_and_does_no_work(
     finished: Path, toy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = everything_in(finished)
-    monkeypatch.setattr(compress, "load_parent", lambda *_: pytest.fail("the parent was loaded"))
+    monkeypatch.setattr(compress, "open_parent", lambda *_: pytest.fail("the parent was loaded"))
     monkeypatch.setattr(compress, "evaluate", lambda *_, **__: pytest.fail("something was evaluated"))
     capsys.readouterr()
     assert job(toy, finished) == 0

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from nas.cost import COSTS, Budget, CostModel
+from nas.cost import COUNTED, Budget, CostModel
 from nas.sampling import Hints
 from nas.shape import Shape, Widths
 from nas.space import SearchSpace, default_space
@@ -109,5 +109,5 @@ def budgets(draw: st.DrawFn, space: SearchSpace) -> Budget:
     """One limit or several, from a little below the smallest architecture of a space to the whole parent."""
     model = CostModel(space.shape, SEQ_LEN, 2)
     whole = model(space.shape.parent)
-    names = draw(st.sets(st.sampled_from(COSTS), min_size=1))
+    names = draw(st.sets(st.sampled_from(COUNTED), min_size=1))
     return Budget(model, {name: max(1, int(draw(st.floats(0.01, 1.1)) * whole[name])) for name in names})

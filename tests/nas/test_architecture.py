@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from data.errors import InputError
 from nas.architecture import Architecture, Block
+from nas.report.words import blocks as in_words
 from nas.shape import Shape, architecture_of, check_fits, head_widths_of, widths_of
 
 SHAPE = Shape("llama", 64, 6, 4, 3, 8, 40, 97, 10, 20, 30, 40, 50, 60)
@@ -135,3 +136,13 @@ def test_every_part_of_a_parent_with_attention_fits_it(architecture: Architectur
     else:
         with pytest.raises(InputError, match="attention in at least one block"):
             check_fits(architecture, SHAPE)
+
+
+def test_people_read_a_line_a_block() -> None:
+    architecture = Architecture(64, (Block(0, 4, 2, 0), Block(2, 0, 0, 40), Block(5, 1, 3, 8, 4)))
+    assert in_words(architecture).splitlines() == [
+        "0: 4 × 2 heads, no MLP",
+        "2: no attention, 40 channels",
+        "5: 1 × 3 heads of 4 channels, 8 channels",
+    ]
+    assert in_words(architecture, "<br>").count("<br>") == 2

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from data.errors import InputError
 from nas.architecture import Architecture
-from nas.cost import COSTS, Budget, CostModel
+from nas.cost import COUNTED, Budget, CostModel
 from nas.families import shape_of
 from nas.shape import architecture_of, widths_of
 from nas.subnet import cut
@@ -81,7 +81,7 @@ def test_many_architectures_cost_what_each_does(name: str) -> None:
     together = model.of_widths(widths, hidden=hidden)
     whole = model.of_widths(widths)
     assert {name: int(cost[0]) for name, cost in whole.items()} == model(each[0])
-    assert set(together) == set(COSTS)
+    assert set(together) == set(COUNTED)
     for index, architecture in enumerate(each):
         assert {name: int(values[index]) for name, values in together.items()} == model(architecture)
 
