@@ -34,6 +34,8 @@ from nas.space import SearchSpace
 METADATA = b"secateur"
 FORMAT = 1
 """Raised whenever the columns or the metadata change their meaning."""
+FEW = 3
+"""Pairs about a size that make predictions of it more than an extrapolation."""
 
 
 @dataclass(frozen=True, eq=False)  # arrays inside: a table is itself alone
@@ -81,10 +83,10 @@ class PairTable:
         return self.cost.of_widths(rows, ["block_parameters"])["block_parameters"] / whole
 
     def among_pairs(self, widths: Widths) -> bool:
-        """Whether an architecture (blocks, 3) is of a size that pairs were measured at: predictions beyond
-        these are extrapolations."""
-        own, sizes = float(self.kept(widths[None])[0]), self.kept()
-        return bool(0.99 * sizes.min() <= own <= 1.01 * sizes.max()) if len(sizes) else False
+        """Whether a few pairs of the size of an architecture (blocks, 3) were measured, within a twentieth:
+        predictions of other sizes are extrapolations."""
+        own = float(self.kept(widths[None])[0])
+        return int((np.abs(self.kept() - own) <= 0.05 * own).sum()) >= FEW
 
     def check_alike(self, other: PairTable) -> None:
         """Raise `InputError` unless the pairs of both tables may be used together."""
