@@ -52,7 +52,7 @@ class Settings(OfSubject):
     evaluations: int = option(100, "real evaluations of every search", group="search", least=24)
     first_pairs: int = option(40, "of these, before there is a predictor", group="search", least=12)
     rounds: int = option(6, "times that a search goes on from what it measured", group="search", least=1)
-    trials: int = option(240, "Optuna trials a round", group="search", least=1)
+    trials: int = option(400, "Optuna trials a round", group="search", least=1)
     predictor: str = option("xgboost", f"one of {', '.join(PREDICTORS)}, or an import path", group="search")
     seeds: int = option(5, "repetitions", group="search", least=1)
     final_windows: int = option(

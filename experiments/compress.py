@@ -127,7 +127,7 @@ class Settings(OfSubject):
     rounds: int = option(
         8, "times the predictor is fitted and its best proposals are evaluated", group="search", least=1
     )
-    trials: int = option(240, "Optuna trials a round", group="search", least=1)
+    trials: int = option(400, "Optuna trials a round", group="search", least=1)
     finalists: int = option(3, "best subnets that are repaired and compared", group="search", least=1)
     repair: str = option(
         "front_to_back",

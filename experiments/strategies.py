@@ -35,7 +35,7 @@ class Problem:
 Strategy = Callable[[Problem, Budget, float, int], Found]
 """(problem, budget, seconds, seed) -> what was scored, best first, within the budget."""
 
-FOREVER = 10**9
+FOREVER, CLIMBS = 10**9, 2
 
 
 def sampled(searcher: str, climbs: int, exact: bool = False) -> Strategy:
@@ -78,9 +78,9 @@ def exactly(problem: Problem, budget: Budget, damage: ModuleDamage) -> Indices:
 
 
 STRATEGIES: dict[str, Strategy] = {
-    **{f"{name}, climbs": sampled(name, 3) for name in SEARCHERS},
+    **{f"{name}, climbs": sampled(name, CLIMBS) for name in SEARCHERS},
     **{f"{name} alone": sampled(name, 0) for name in SEARCHERS},
-    "nsga2, climbs, exact start": sampled("nsga2", 3, exact=True),
+    "nsga2, climbs, exact start": sampled("nsga2", CLIMBS, exact=True),
     "exact, additive line": solved(singles=False),
     "exact, one-block replacement": solved(singles=True),
 }

@@ -70,8 +70,8 @@ def search(
     seed: int,
     trials: int = 400,
     generation: int = 40,
-    neighbours: int = 16,
-    climbs: int = 3,
+    neighbours: int = 8,
+    climbs: int = 2,
     searcher: str = "nsga2",
     seconds: float = math.inf,
 ) -> Found:
