@@ -16,8 +16,8 @@ PANELS = {
     "kendall_tau_mutated": "Kendall's τ near the optimum",
     "regret": "regret of a search, nats",
 }
-LABELLED = 8
-"""Predictors with a colour of their own; the others are grey."""
+COLOURS, SHADED = 10, 3
+"""Before a colour comes again, dashed; and how many of the best show their spread."""
 
 
 def draw(frame: pd.DataFrame, path: Path, title: str) -> None:
@@ -39,8 +39,9 @@ def draw(frame: pd.DataFrame, path: Path, title: str) -> None:
     for axes, (column, _) in zip(grid[0], panels.items(), strict=True):
         means = frame.groupby(["predictor", "pairs"])[column].mean()
         low, high = means.quantile(0.08), means.max()
-        if column != "regret":
-            axes.set_ylim(low - 0.05, min(1.0, high + 0.03))
+        axes.set_ylim(
+            *((0.0, 1.1 * high + 1e-4) if column == "regret" else (low - 0.05, min(1.0, high + 0.03)))
+        )
     grid[0][-1].legend(
         fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0), title="by τ in the band"
     )
@@ -50,13 +51,11 @@ def draw(frame: pd.DataFrame, path: Path, title: str) -> None:
 
 
 def _panel(axes: Axes, frame: pd.DataFrame, column: str, order: list[str]) -> None:
-    styles = ["-", "--", ":", "-."]
+    styles = ["-", "--", ":"]
     for rank, name in enumerate(order):
         by = frame[frame.predictor == name].groupby("pairs")[column]
         mean, spread = by.mean(), by.std().fillna(0.0)
-        colour = f"C{rank % 10}" if rank < LABELLED else str(0.45 + 0.06 * (rank - LABELLED) % 0.45)
-        axes.plot(
-            mean.index, mean, styles[rank // LABELLED % 4], color=colour, marker="o", markersize=3, label=name
-        )
-        if rank < 3:
+        colour, style = f"C{rank % COLOURS}", styles[rank // COLOURS % len(styles)]
+        axes.plot(mean.index, mean, style, color=colour, marker="o", markersize=3, label=name)
+        if rank < SHADED:
             axes.fill_between(mean.index, mean - spread, mean + spread, color=colour, alpha=0.12, linewidth=0)

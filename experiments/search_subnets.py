@@ -28,6 +28,7 @@ matplotlib.use("Agg")
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot
+from matplotlib.ticker import FormatStrFormatter
 from tqdm import tqdm
 
 from data.errors import InputError
@@ -225,7 +226,7 @@ def comparison(frame: pd.DataFrame) -> str:
 
 def draw(frame: pd.DataFrame, table: PairTable, settings: Settings) -> None:
     """The pairs as dots, and what each strategy found as a line."""
-    figure, axes = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(11, 5.5), layout="constrained")
     whole = table.cost(table.space.shape.parent)[settings.cost]
     costs = table.cost.of_widths(table.widths, [settings.cost])[settings.cost] / whole
     axes.scatter(costs, np.exp(table.reference - table.scores), s=6, color="0.8", label="pairs, measured")
@@ -247,7 +248,9 @@ def draw(frame: pd.DataFrame, table: PairTable, settings: Settings) -> None:
         ylim=(0.98, float(frame.over_parent.max()) * 1.6),
     )
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize="small")
+    for kind in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        kind(FormatStrFormatter("%.1f"))
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.savefig(settings.out / "search.png", dpi=110)
     pyplot.close(figure)
 
