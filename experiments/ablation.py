@@ -25,16 +25,16 @@ matplotlib.use("Agg")
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot
-from sklearn.dummy import DummyRegressor
 
 from data.errors import InputError
 from experiments.command_line import check_least, option, run
-from experiments.results import REPORT, seeded, usable
+from experiments.results import REPORT, seeded, usable, versions
 from experiments.stages import Stages, say
 from experiments.subject import OfSubject, Subject, open_subject
 from nas.baselines import evolve, random_cuts
 from nas.building import build_pairs
 from nas.cost import Budget, budget_of
+from nas.damage import no_correction
 from nas.exploration import Explored, explore
 from nas.pairs import Pair, Pairs
 from nas.proposals import Indices, check_reachable
@@ -94,7 +94,10 @@ def main(settings: Settings) -> None:
                     }
                 )  # fmt: skip
                 say(f"seed {seed}, {name}: {np.exp(-best.score):.3f}, on other windows {np.exp(-other):.3f}")
-    record = {"settings": asdict(settings), "reference": subject.reference, "rows": rows}
+    record = {
+        "settings": asdict(settings), "setting": subject.setting.digest, "parent": subject.digest,
+        "versions": versions(), "reference": subject.reference, "rows": rows,
+    }  # fmt: skip
     write_json(record, settings.out / "ablation.json")
     if settings.report_in is not None:
         show_in(settings.report_in, record)
@@ -118,8 +121,13 @@ def check(settings: Settings) -> None:
 
 
 def show_in(folder: Path, record: dict[str, Any]) -> None:
-    """Add the ablation to the report of a finished run."""
+    """Add the ablation to the report of a finished run; `InputError` if that is of another parent."""
     report = json.loads((folder / REPORT).read_text())
+    if report["parent"]["digest"] != record["parent"]:
+        raise InputError(
+            f"{folder} is a run on the parent {report['parent']['digest']}, and the ablation on "
+            f"{record['parent']}; its results are kept, give the folder of a run on the same parent"
+        )
     report["ablation"] = record
     write_html(report, folder / "report.html")
     write_json(report, folder / REPORT)
@@ -138,7 +146,7 @@ def predicted(pruning: bool, learned: bool) -> Variant:
         def make() -> Predictor:
             if learned:
                 return seeded(seed)(settings.predictor)
-            return DummyRegressor(strategy="constant", constant=0.0)  # the additive line alone
+            return no_correction()  # the additive line alone
 
         found: Explored = explore(
             subject.space, budget, subject.encoding, make, subject.meter, pairs, first,
@@ -164,11 +172,13 @@ def evolution(
 def random(
     subject: Subject, budget: Budget, pairs: Pairs, first: Indices, settings: Settings, seed: int
 ) -> tuple[list[Pair], int]:
-    """Every architecture drawn on its own and filled up to the budget."""
-    rows = random_cuts(subject.space, budget, settings.evaluations, np.random.default_rng([seed, 3]))
-    widths = subject.space.widths(rows)
+    """The same first architectures, every other one drawn on its own and filled up to the budget."""
+    space, rng = subject.space, np.random.default_rng([seed, 3])
+    rows = np.concatenate([first, random_cuts(space, budget, 2 * settings.evaluations, rng)])
+    _, once = np.unique(space.widths(rows).reshape(len(rows), -1), axis=0, return_index=True)
+    widths = space.widths(rows[np.sort(once)[: settings.evaluations]])
     found = build_pairs(pairs, subject.meter, subject.shape, budget, widths, "random")
-    return found, int(subject.space.depths.sum())
+    return found, int(space.depths.sum())
 
 
 VARIANTS: dict[str, Variant] = {

@@ -93,9 +93,10 @@ def main(settings: Settings) -> None:
         else:
             found = []
             for keep in settings.keep:
-                best = optimum(subject, keep, settings, pairs)
+                best = best_found(subject, keep, settings, pairs)
                 rows = near(subject, keep, best, settings.rows // len(settings.keep), rng)
                 found += [*best, *measured(rows, f"mutated {keep}")]
+    found = list({pair.architecture: pair for pair in found}.values())  # a mutation may be one of the best
     table = subject.table(found, (1.0,) if settings.kind == "replaced" else settings.keep)
     write_pairs(table, settings.out)
     low, high = np.exp(-table.scores.max()), np.exp(-table.scores.min())
@@ -133,7 +134,7 @@ def uniform_rows(subject: Subject, keep: tuple[float, ...], count: int, rng: np.
     return space.widths(rows)
 
 
-def optimum(subject: Subject, keep: float, settings: Settings, pairs: Pairs) -> list[Pair]:
+def best_found(subject: Subject, keep: float, settings: Settings, pairs: Pairs) -> list[Pair]:
     """The best subnets of a search at this budget that differ from each other."""
     budget, make = budget_of(subject.cost, keep), seeded(settings.seed)
     first = SAMPLERS["seeded"](

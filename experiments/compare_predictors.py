@@ -16,6 +16,7 @@ to correct an additive line of local errors; `--bare` gives them the scores inst
 from __future__ import annotations
 
 import hashlib
+import importlib
 import inspect
 import json
 import sys
@@ -27,15 +28,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.dummy import DummyRegressor
 from tqdm import tqdm
 
+import predictors
 from data.errors import InputError
 from experiments.command_line import check_least, option, run
 from experiments.learning_plot import draw
-from experiments.results import seeded, usable
+from experiments.results import seeded, usable, versions
+from experiments.stages import say
 from experiments.tables import DEMO, open_table, sibling
-from nas.damage import DamagePredictor
+from nas import damage, encoding
+from nas.damage import no_correction
 from nas.pair_table import PairTable
 from nas.replacement import ReplacementPredictor, module_damage
 from nas.report import write_json
@@ -101,6 +104,10 @@ def main(settings: Settings) -> None:
     contestants = contestants_of(settings, table, mutated, replaced)
     path = settings.out / "predictors.json"
     protocol = protocol_of(settings, table, mutated)
+    origin = {
+        "table": settings.pairs_from.name, "setting": table.setting.digest, "bare": settings.bare,
+        "band": settings.band, "versions": versions(),
+    }  # fmt: skip
     found = earlier(path, protocol, contestants)
     known = {(row["predictor"], row["pairs"], row["seed"]) for row in found}
     wanted = [(each, seed) for each in contestants for seed in range(settings.seeds)]
@@ -114,12 +121,13 @@ def main(settings: Settings) -> None:
             mutated=each.mutated, k=settings.k, queries=settings.queries,
         )  # fmt: skip
         found += [
-            {"predictor": each.name, **asdict(judged), "protocol": protocol, "code": each.code}
+            {"predictor": each.name, **asdict(judged), **origin, "protocol": protocol, "code": each.code}
             for judged in curve
         ]
         write_json(found, path)
     frame = pd.DataFrame(found)
-    frame = frame[frame.predictor.isin([each.name for each in contestants]) & frame.pairs.isin(sizes)]
+    names = [each.name for each in contestants]
+    frame = frame[frame.predictor.isin(names) & frame.pairs.isin(sizes) & (frame.seed < settings.seeds)]
     draw(frame, path.with_suffix(".png"), f"{settings.pairs_from.name}, {len(table.pairs)} pairs")
     print(in_words(frame))
     print(f"\nevery fit: {path}, curves: {path.with_suffix('.png')}")
@@ -139,8 +147,11 @@ def check(settings: Settings) -> None:
 def sizes_of(asked: Sequence[int], available: int) -> list[int]:
     """The numbers of pairs to learn from, ascending, those that there are not left out."""
     sizes = sorted({size or available for size in asked if size <= available})
-    if not sizes:
-        raise InputError(f"{available} pairs are there to learn from, and --pairs asks for {min(asked)}")
+    if not sizes or sizes[0] < 2:
+        raise InputError(
+            f"{available} pairs are there to learn from, and --pairs asks for {min(asked) or 'all'}; give a "
+            "table of more pairs, or smaller numbers"
+        )
     return sizes
 
 
@@ -161,9 +172,10 @@ def contestants_of(
     """All that are named; `InputError` for what is no predictor."""
     names = settings.predictors or (*PREDICTORS, ADDITIVE, *([REPLACEMENT] if replaced else []))
     encoded = rows_of(table), None if mutated is None else rows_of(mutated)
-
-    def damage(predictor: Predictor) -> Predictor:
-        return DamagePredictor(predictor, table.reference, table.encoding.errors)
+    # Everything that the project's own predictors are written in: they build on one another.
+    files = [Path(each) for each in (damage.__file__, encoding.__file__)]
+    files += sorted(Path(predictors.__path__[0]).glob("*.py"))
+    house = "".join(file.read_text(encoding="utf-8") for file in files)
 
     def contestant(name: str) -> Contestant:
         if name == REPLACEMENT:
@@ -177,20 +189,37 @@ def contestants_of(
             )
             plain = [None if each is None else rows_of(each, plain=True) for each in (table, mutated)]
             assert plain[0] is not None
-            return Contestant(name, lambda seed: sums, plain[0], plain[1], "")
+            code = _digest(house + replaced.digest)
+            return Contestant(name, lambda seed: sums, plain[0], plain[1], code)
         if name == ADDITIVE:
-            return Contestant(
-                name, lambda seed: damage(DummyRegressor(strategy="constant", constant=0.0)), *encoded, ""
-            )
-        made = seeded(0)(name)  # here, so that a wrong name ends it before any work
+            return Contestant(name, lambda seed: table.correcting(no_correction()), *encoded, _digest(house))
+        seeded(0)(name)  # here, so that a wrong name ends it before any work
         return Contestant(
             name,
-            lambda seed: seeded(seed)(name) if settings.bare else damage(seeded(seed)(name)),
+            lambda seed: seeded(seed)(name) if settings.bare else table.correcting(seeded(seed)(name)),
             *encoded,
-            _digest(inspect.getsource(sys.modules[type(made).__module__])),
+            _digest(house + repr(PREDICTORS.get(name)) + source_of(name.partition(":")[0])),
         )
 
-    return [contestant(name) for name in dict.fromkeys(names)]
+    found = []
+    for name in dict.fromkeys(names):
+        try:
+            found.append(contestant(name))
+        except InputError as error:
+            if name in settings.predictors:
+                raise
+            say(f"left out: {error}")  # an extra that is not installed, where all were asked for
+    return found
+
+
+def source_of(module: str) -> str:
+    """What a plug-in's module is written in; nothing where that cannot be read, or it is the project's."""
+    if not module or module.split(".")[0] == "predictors":
+        return ""
+    try:
+        return inspect.getsource(importlib.import_module(module))
+    except (OSError, TypeError, ImportError):
+        return ""
 
 
 def rows_of(table: PairTable, plain: bool = False) -> Rows:
@@ -201,9 +230,9 @@ def rows_of(table: PairTable, plain: bool = False) -> Rows:
 
 def protocol_of(settings: Settings, table: PairTable, mutated: PairTable | None) -> str:
     """The digest of all that a row depends on besides predictor, pairs and seed."""
-    tables = [None if each is None else [pair.score for pair in each.pairs] for each in (table, mutated)]
+    tables = [None if each is None else each.digest for each in (table, mutated)]
     asked = {name: getattr(settings, name) for name in ("bare", "fresh", "around", "band", "k", "queries")}
-    return _digest(json.dumps([FORMAT, table.setting.digest, tables, asked]))
+    return _digest(json.dumps([FORMAT, tables, asked]))
 
 
 def earlier(path: Path, protocol: str, contestants: Sequence[Contestant]) -> list[dict[str, Any]]:
@@ -239,6 +268,7 @@ def in_words(frame: pd.DataFrame) -> str:
             "τ mutated": last.kendall_tau_mutated.mean(),
             f"best {int(frame.k.iloc[0])}": last.precision_at_k.mean(),
             "regret": last.regret.mean(),
+            "in band": last.rows_in_band.mean(),
             "fit s": last.fit_seconds.median(),
             f"s/{queries}": last.predict_seconds.median(),
         }

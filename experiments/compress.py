@@ -275,9 +275,10 @@ def main(settings: Settings) -> None:
             settings.predictor, make, explored.pairs, random_pairs, encoding, budget, reference.score
         )
 
+    every = {pair.architecture: pair for pair in (*explored.pairs, *random_pairs)}
     table = PairTable(
         space, replace(cost, latency=None), prepared.hints, setting, reference.score,
-        (typical_size(explored.pairs, cost),), (*explored.pairs, *random_pairs),
+        (typical_size(explored.pairs, cost),), tuple(every.values()),
     )  # fmt: skip
     with stages("other budgets"):
         sizes = np.array(FRONT) * records["subnet"]["costs"]["block_parameters"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.dummy import DummyRegressor
 
 from data.errors import InputError
 from experiments.text import Text
@@ -20,7 +20,7 @@ from nas.architecture import Architecture
 from nas.building import table
 from nas.card import model_card
 from nas.cost import Budget, CostModel
-from nas.damage import DamagePredictor
+from nas.damage import DamagePredictor, no_correction
 from nas.encoding import Encoding
 from nas.evaluate import Scores
 from nas.finalists import Contender
@@ -42,7 +42,7 @@ REPORT, SETTINGS, STORE, TIMES = "report.json", "settings.json", "pairs.journal"
 FEWEST_PAIRS = 10
 """That a verdict on a predictor takes."""
 WHEREABOUTS = ("out", "cache", "device")
-"""Settings that say where a run is carried out, not what it finds."""
+"""Settings that say where a run is carried out, not what it finds; a device, as far as latencies allow."""
 
 
 def claim(out: Path, settings: Any) -> None:
@@ -52,6 +52,9 @@ def claim(out: Path, settings: Any) -> None:
     is changed then.
     """
     fields = {name: value for name, value in asdict(settings).items() if name not in WHEREABOUTS}
+    table = fields.get("latency_table")
+    if isinstance(table, Path) and table.is_file():  # what is in it counts, not what it is called
+        fields["latency_table"] = hashlib.sha256(table.read_bytes()).hexdigest()[:16]
     mine = json.loads(json.dumps(fields, default=str))
     path = out / SETTINGS
     try:
@@ -157,7 +160,7 @@ def latency_record(table: LatencyTable | None) -> dict[str, Any] | None:
         "words": table.words(),
         "request": asdict(table.request),
         **{
-            name: {"parent": float(phase(whole)), **asdict(phase.calibration)}
+            name: {"parent": float(phase(whole)), "whole": phase.whole, **asdict(phase.calibration)}
             for name, phase in (("prefill", table.prefill), ("decode", table.decode))
         },
     }
@@ -204,11 +207,10 @@ def predictor_record(
     features, load = encoding(widths), budget.load(widths)
     seen = {pair.architecture for pair in pairs}
     unseen = [pair for pair in random_pairs if pair.architecture not in seen]
-    none = DummyRegressor(strategy="constant", constant=0.0)  # no correction at all
     makers: dict[str, Callable[[], Predictor]] = {
         "chosen": lambda: DamagePredictor(make(name), reference, encoding.errors),
         "ridge": lambda: make("ridge"),
-        "additive_line": lambda: DamagePredictor(none, reference, encoding.errors),
+        "additive_line": lambda: DamagePredictor(no_correction(), reference, encoding.errors),
     }
     if len(pairs) < FEWEST_PAIRS:  # too few to hold any out: a budget that hardly anything fits
         nothing = dict.fromkeys(METRICS)

@@ -33,11 +33,10 @@ from tqdm import tqdm
 
 from data.errors import InputError
 from experiments.command_line import check_least, option, run
-from experiments.results import seeded, usable
-from experiments.strategies import STRATEGIES, Problem
+from experiments.results import seeded, usable, versions
+from experiments.strategies import SINGLES, STRATEGIES, Problem
 from experiments.tables import DEMO, open_table, sibling
 from nas.cost import COSTS, Budget
-from nas.damage import DamagePredictor
 from nas.latency_table import read_latency
 from nas.pair_table import PairTable
 from nas.pareto import best_within, pareto_search
@@ -86,6 +85,10 @@ def main(settings: Settings) -> None:
         table = replace(table, cost=replace(table.cost, latency=latency))
     elif settings.cost == "latency_ms":
         raise InputError("--cost latency_ms needs a --latency-table; experiments.measure_latency makes one")
+    if len(table.pairs) < 10:
+        raise InputError(
+            f"{settings.pairs_from} holds {len(table.pairs)} pairs; a predictor needs 10 or more"
+        )
     usable(settings.out, "--out")
     whole = table.cost(table.space.shape.parent)[settings.cost]
     budgets = {level: Budget(table.cost, {settings.cost: level * whole}) for level in sorted(settings.levels)}
@@ -94,13 +97,16 @@ def main(settings: Settings) -> None:
     begins = perf_counter()
     rows: list[dict[str, Any]] = []
     for seed in range(settings.seeds):
-        problem = fitted(table, settings, seed)
+        problem = fitted(table, settings, names, seed)
         for found in searches(problem, budgets, names, settings, seed):
             rows.append(found)
-    write_json(
-        {"settings": asdict(settings), "reference": table.reference, "rows": rows},
-        settings.out / "search.json",
-    )
+    record = {
+        "settings": asdict(settings), "setting": table.setting.digest, "table": table.digest,
+        "versions": versions(), "reference": table.reference, "rows": rows,
+    }  # fmt: skip
+    write_json(record, settings.out / "search.json")
+    if not rows:
+        raise InputError("no strategy found a subnet; give looser --levels, or other --strategies")
     frame = pd.DataFrame(rows)
     draw(frame, table, settings)
     print(front(frame, table, settings) if len(names) == 1 else comparison(frame))
@@ -121,17 +127,15 @@ def check(settings: Settings) -> list[str]:
     return list(settings.strategies) or (known if settings.compare else [DEFAULT])
 
 
-def fitted(table: PairTable, settings: Settings, seed: int) -> Problem:
-    """The predictor fitted on all pairs, and the measured single replacements beside the table."""
-    predictor = DamagePredictor(seeded(seed)(settings.predictor), table.reference, table.encoding.errors).fit(
-        table.features, table.scores
-    )
-    singles = sibling(settings.pairs_from, "replaced")
-    return Problem(
-        table,
-        predictor,
-        None if singles is None else module_damage(singles.pairs, table.space.shape, table.reference),
-    )
+def fitted(table: PairTable, settings: Settings, names: list[str], seed: int) -> Problem:
+    """The predictor fitted on all pairs, and the measured single replacements beside the table where a
+    strategy asks for them."""
+    predictor = table.correcting(seeded(seed)(settings.predictor)).fit(table.features, table.scores)
+    singles = sibling(settings.pairs_from, "replaced") if SINGLES in names else None
+    if singles is None:
+        return Problem(table, predictor, None)
+    table.check_alike(singles)
+    return Problem(table, predictor, module_damage(singles.pairs, table.space.shape, table.reference))
 
 
 def searches(
@@ -164,11 +168,12 @@ def searches(
             yield row(name, level, widths, float(found.predicted[0]), spent, found.proposals)
     if BOTH in names:
         begins = perf_counter()
+        ends = begins + settings.seconds * len(budgets)
         rng = np.random.default_rng([seed, 1])
         first = np.concatenate([known_starts(table, budget, rng) for budget in budgets.values()])
         found, costs = pareto_search(
             table.space, table.cost, settings.cost, problem.predict, starts=first, seed=seed,
-            trials=10**9, seconds=settings.seconds * len(budgets),
+            trials=10**9, seconds=ends - perf_counter(),
         )  # fmt: skip
         spent = (perf_counter() - begins) / len(budgets)
         for level, number in zip(budgets, best_within(found, costs, list(limits.values())), strict=True):
@@ -212,11 +217,11 @@ def comparison(frame: pd.DataFrame) -> str:
     """One line a strategy: predicted perplexity over the parent's at every budget, mean over seeds."""
     shown = frame.pivot_table(index="strategy", columns="level", values="over_parent")
     by = frame.groupby("strategy")
-    shown["mean"] = shown.mean(axis=1)
+    shown["mean"] = shown.mean(axis=1, skipna=False)  # what found nothing somewhere is not compared
     shown["proposals"] = by.proposals.mean()
     shown["s"] = by.seconds.mean()
     return (
-        shown.sort_values("mean")
+        shown.sort_values("mean", na_position="last")
         .rename_axis(None)
         .to_string(
             formatters={"proposals": "{:,.0f}".format, "s": "{:.2f}".format}, float_format="{:.4f}".format

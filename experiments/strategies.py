@@ -36,6 +36,8 @@ Strategy = Callable[[Problem, Budget, float, int], Found]
 """(problem, budget, seconds, seed) -> what was scored, best first, within the budget."""
 
 FOREVER, CLIMBS = 10**9, 2
+SINGLES = "exact, one-block replacement"
+NOTHING = np.zeros((0, 0), dtype=np.int64)
 
 
 def sampled(searcher: str, climbs: int, exact: bool = False) -> Strategy:
@@ -47,7 +49,7 @@ def sampled(searcher: str, climbs: int, exact: bool = False) -> Strategy:
         first = known_starts(problem.table, budget, np.random.default_rng([seed, 1]))
         if exact:
             first = np.concatenate(
-                [exactly(problem, budget, line_damage(problem.fitted, problem.table.hints)), first]
+                [exactly(problem, budget, line_damage(problem.fitted, problem.table.hints), seconds), first]
             )
         left = max(0.0, seconds - (perf_counter() - begins))
         return search(
@@ -63,18 +65,17 @@ def solved(singles: bool) -> Strategy:
 
     def run(problem: Problem, budget: Budget, seconds: float, seed: int) -> Found:
         damage = problem.singles if singles else line_damage(problem.fitted, problem.table.hints)
-        rows = exactly(problem, budget, damage) if damage is not None else np.zeros((0, 0), dtype=np.int64)
+        rows = exactly(problem, budget, damage, seconds) if damage is not None else NOTHING
         predicted = problem.predict(problem.table.space.widths(rows)) if len(rows) else np.zeros(0)
         return Found(rows, predicted, len(rows), tuple(predicted.tolist()))
 
     return run
 
 
-def exactly(problem: Problem, budget: Budget, damage: ModuleDamage) -> Indices:
-    """The optimum of the additive model, (1, knobs), or no row."""
-    space = problem.table.space
-    found = optimum(space, budget, damage)
-    return np.zeros((0, len(space.depths)), dtype=np.int64) if found is None else found
+def exactly(problem: Problem, budget: Budget, damage: ModuleDamage, seconds: float) -> Indices:
+    """The optimum of the additive model, (1, knobs), or no row where it is not known in time."""
+    found = optimum(problem.table.space, budget, damage, seconds=max(seconds, 1e-3))
+    return np.zeros((0, len(problem.table.space.depths)), dtype=np.int64) if found is None else found
 
 
 STRATEGIES: dict[str, Strategy] = {
@@ -82,6 +83,6 @@ STRATEGIES: dict[str, Strategy] = {
     **{f"{name} alone": sampled(name, 0) for name in SEARCHERS},
     "nsga2, climbs, exact start": sampled("nsga2", CLIMBS, exact=True),
     "exact, additive line": solved(singles=False),
-    "exact, one-block replacement": solved(singles=True),
+    SINGLES: solved(singles=True),
 }
 """By name; the first is what the main job does."""

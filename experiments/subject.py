@@ -77,14 +77,15 @@ class Opened:
 
 @dataclass(frozen=True)
 class Subject:
-    """What measures subnets; read only. `reference` is the parent's score on the pairs' windows, `final`
-    are other validation windows."""
+    """What measures subnets; read only. `digest` is the parent's, `reference` its score on the windows that
+    pairs are measured on, `final` are other validation windows."""
 
     shape: Shape
     space: SearchSpace
     cost: CostModel
     hints: Hints
     meter: SubnetMeter
+    digest: str
     final: Tensor
     reference: float
     setting: Setting
@@ -146,6 +147,7 @@ def open_subject(settings: OfSubject, stages: Stages, *, final: int = 1) -> Subj
         cost=CostModel(shape, settings.seq_len, opened.dtype.itemsize),
         hints=prepared.hints,
         meter=SubnetMeter(prepared.parent, shape, prepared.bank, on_pairs, settings.batch_size),
+        digest=opened.digest,
         final=opened.text.final,
         reference=reference,
         setting=pair_setting(opened, settings),

@@ -8,6 +8,7 @@ from typing import Self
 
 import numpy as np
 from scipy.optimize import nnls
+from sklearn.dummy import DummyRegressor
 
 from predictors.protocol import Features, Predictor, Scores
 
@@ -55,6 +56,11 @@ class DamagePredictor:
     @staticmethod
     def _with_line(X: Features, line: Scores) -> Features:
         return np.concatenate([np.asarray(X, dtype=np.float64), np.log(line)[:, None]], axis=1)
+
+
+def no_correction() -> Predictor:
+    """A predictor that adds nothing to the additive line of `DamagePredictor`."""
+    return DummyRegressor(strategy="constant", constant=0.0)
 
 
 def additive_line(terms: Features, damage: Scores, pull: float = 1e-3) -> Scores:

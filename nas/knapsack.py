@@ -27,7 +27,8 @@ def optimum(
     space: SearchSpace, budget: Budget, damage: ModuleDamage, *, seconds: float = 10.0
 ) -> Indices | None:
     """The architecture (1, knobs) of least summed damage within the budget, attention kept somewhere; None
-    where nothing fits, or nothing was found in that time. Choices of unknown damage (NaN) are not made.
+    where nothing fits, or the time ends before it is known to be the best. Choices of unknown damage (NaN)
+    are not made.
     """
     rows, module = replaced(space)
     shape = space.shape
@@ -58,7 +59,7 @@ def optimum(
         ],
         options={"time_limit": seconds, "mip_rel_gap": 1e-6},
     )
-    if found.x is None:
+    if found.x is None or found.status != 0:
         return None
     chosen = np.flatnonzero(found.x > 0.5)
     widths = whole.copy()

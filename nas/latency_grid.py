@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from nas.latency import Latency, device_name, measure_latency
 from nas.latency_table import Calibration, LatencyTable, Phase, Request
+from nas.proposals import keep_attention
 from nas.shape import Shape, Widths, architecture_of
 from nas.space import SearchSpace
 from nas.subnet import cut
@@ -33,8 +34,9 @@ def measure_table(
     A choice is timed where it works, in a whole model: all blocks but the first make it, and a block's share
     of the difference to the whole parent is what the choice adds (the first stays whole because a model keeps
     attention somewhere). Models take turns, so that a drift of the machine meets all alike, and the least of
-    the turns counts, because disturbances only add to it. All blocks of a parent are of one shape, so that
-    one table serves them all. `progress` is told of each turn of a model.
+    the turns counts, because disturbances only add to it; no choice takes less than a smaller one (`rising`).
+    All blocks of a parent are of one shape, so that one table serves them all. `progress` is told of each
+    turn of a model.
     """
     whole = np.tile([shape.kv_groups, shape.queries_per_group, shape.ffn], (shape.blocks, 1))
     changed = slice(1, None) if shape.blocks > 1 else slice(None)
@@ -67,10 +69,10 @@ def measure_table(
         for number, pair in enumerate(heads, 1):
             attention[pair] = share[number]
         mlp[channels] = share[1 + len(heads) :]
-        unfitted = Phase(
-            float(alone[0]), attention, mlp, Calibration(1.0, 0.0, float("nan"), float("nan"), (), ())
-        )
-        return Phase(float(alone[0]), attention, mlp, calibrated(unfitted.added_up(subnets), together))
+        attention, mlp = np.minimum(rising(attention), 0.0), np.minimum(rising(mlp), 0.0)
+        none = Calibration(1.0, 0.0, float("nan"), float("nan"), (), ())
+        added_up = Phase(float(alone[0]), attention, mlp, none).added_up(subnets)
+        return Phase(float(alone[0]), attention, mlp, calibrated(added_up, together))
 
     return LatencyTable(
         device=device_name(parent.device),
@@ -83,32 +85,50 @@ def measure_table(
 
 
 def drawn(space: SearchSpace, count: int, rng: np.random.Generator) -> Widths:
-    """Subnets of all sizes whose every knob scatters about a level of its own, attention in each block."""
-    rows = []
-    for level in np.linspace(0.2, 1.0, count)[rng.permutation(count)]:
-        part = np.clip(level + rng.normal(0, 0.2, len(space.depths)), 0, 1)
-        rows.append(np.maximum(np.rint(part * (space.depths - 1)), space.depths > 1))
-    return space.widths(np.stack(rows).astype(np.int64))
+    """Subnets of all sizes whose every knob scatters about a level of its own, skipped modules among them:
+    what a search comes upon."""
+    levels = np.linspace(0.1, 1.0, count)[rng.permutation(count)]
+    part = np.clip(levels[:, None] + rng.normal(0, 0.25, (count, len(space.depths))), 0, 1)
+    return space.widths(keep_attention(space, np.rint(part * (space.depths - 1)).astype(np.int64)))
 
 
 def calibrated(added_up: NDArray[np.float64], measured: NDArray[np.float64]) -> Calibration:
     """The line from sums to measurements by relative least squares on the first half, and its error on the
-    second; without a line that rises, sums stay as they are."""
+    second. Sums stay as they are where a line does not rise, or does not predict those of the first half
+    better that it was fitted without."""
     half = len(measured) // 2
-    terms = np.stack([added_up[:half], np.ones(half)], axis=1) / measured[:half, None]
-    slope, offset = np.linalg.lstsq(terms, np.ones(half), rcond=None)[0]
-    if slope <= 0:
+    x, y = added_up[:half], measured[:half]
+
+    def fitted(rows: NDArray[np.intp]) -> tuple[float, float]:
+        terms = np.stack([x[rows], np.ones(len(rows))], axis=1) / y[rows, None]
+        slope, offset = np.linalg.lstsq(terms, np.ones(len(rows)), rcond=None)[0]
+        return float(slope), float(offset)
+
+    def error(predicted: NDArray[np.float64], truth: NDArray[np.float64]) -> float:
+        return float(np.mean(np.abs(predicted - truth) / truth))
+
+    left_out = np.empty(half)
+    for row in range(half):
+        slope, offset = fitted(np.delete(np.arange(half), row))
+        left_out[row] = offset + slope * x[row]
+    slope, offset = fitted(np.arange(half))
+    if slope <= 0 or error(left_out, y) >= error(x, y):
         slope, offset = 1.0, 0.0
     line = offset + slope * added_up
-
-    def error(predicted: NDArray[np.float64]) -> float:
-        return float(np.mean(np.abs(predicted[half:] - measured[half:]) / measured[half:]))
-
     return Calibration(
-        float(slope),
-        float(offset),
-        error(line),
-        error(added_up),
+        slope,
+        offset,
+        error(line[half:], measured[half:]),
+        error(added_up[half:], measured[half:]),
         tuple(line.tolist()),
         tuple(measured.tolist()),
     )
+
+
+def rising(added: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What choices add, no larger one less than a smaller: the running maximum along every axis. A hard
+    budget is then met by taking steps down; what is not measured (NaN) stays unknown."""
+    known = np.where(np.isnan(added), -np.inf, added)
+    for axis in range(added.ndim):
+        known = np.maximum.accumulate(known, axis=axis)
+    return np.where(np.isnan(added), np.nan, known)

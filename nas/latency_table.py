@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from data.errors import InputError
 from nas.shape import Shape, Widths
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Calibration:
 
 @dataclass(frozen=True, eq=False)  # arrays inside
 class Phase:
-    """Milliseconds of one phase: the whole parent's, and what every choice of a single block's attention
-    (G + 1, Q + 1) or MLP (P + 1) adds to that, mostly less than nothing; NaN where it was not measured."""
+    """Milliseconds of one phase: the whole parent's as measured, and what every choice of a single block's
+    attention (G + 1, Q + 1) or MLP (P + 1) adds to that, 0 or less; NaN where it was not measured."""
 
     whole: float
     attention: NDArray[np.float64]
@@ -77,17 +77,6 @@ class LatencyTable:
     def __call__(self, widths: Widths) -> NDArray[np.float64]:
         """(..., blocks, 3) widths -> (...,) milliseconds of a request."""
         return self.prefill(widths) + self.request.tokens * self.decode(widths)
-
-    def modules(self) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-        """A request as a sum over blocks: what each choice of attention (G + 1, Q + 1) and of MLP (P + 1)
-        adds, and what the whole parent takes."""
-        parts = [(1.0, self.prefill), (float(self.request.tokens), self.decode)]
-        attention = sum(times * each.calibration.slope * each.attention for times, each in parts)
-        mlp = sum(times * each.calibration.slope * each.mlp for times, each in parts)
-        whole = sum(
-            times * (each.calibration.offset + each.calibration.slope * each.whole) for times, each in parts
-        )
-        return np.asarray(attention), np.asarray(mlp), float(whole)
 
     def words(self) -> str:
         """What was measured, as people say it."""

@@ -8,10 +8,11 @@ other architecture of the space can be encoded and priced from the table alone.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,13 @@ from numpy.typing import NDArray
 from data.errors import InputError
 from nas.architecture import Architecture
 from nas.cost import COUNTED, CostModel
+from nas.damage import DamagePredictor
 from nas.encoding import Encoding
 from nas.pairs import Pair, Setting
 from nas.sampling import Hints
 from nas.shape import Shape, Widths, check_fits, widths_of
 from nas.space import SearchSpace
+from predictors.protocol import Predictor
 
 METADATA = b"secateur"
 FORMAT = 1
@@ -76,6 +79,16 @@ class PairTable:
         """(n, columns) of the pairs, in order."""
         return self.encoding(self.widths)
 
+    @cached_property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits of the setting and of every pair, in order."""
+        rows = [[pair.architecture.digest, pair.score] for pair in self.pairs]
+        return hashlib.sha256(json.dumps([self.setting.digest, rows]).encode()).hexdigest()[:16]
+
+    def correcting(self, predictor: Predictor) -> DamagePredictor:
+        """The predictor as the main job uses it on this table's features: to correct an additive line."""
+        return DamagePredictor(predictor, self.reference, self.encoding.errors)
+
     def kept(self, widths: Widths | None = None) -> NDArray[np.float64]:
         """Fractions of the parent's block parameters that these (n, blocks, 3) keep, by default the pairs."""
         rows = self.widths if widths is None else widths
@@ -113,7 +126,12 @@ class PairTable:
 
 
 def write_pairs(table: PairTable, path: Path) -> None:
-    """Store the table as Parquet; written beside and renamed, so that a file that is there is complete."""
+    """Store the table as Parquet; written beside and renamed, so that a file that is there is complete.
+
+    Raises `ValueError` where an architecture stands twice.
+    """
+    if len({pair.architecture for pair in table.pairs}) < len(table.pairs):
+        raise ValueError("an architecture stands in the table twice")
     space, cost = table.space, table.cost
     about = {
         "format": FORMAT,
@@ -174,15 +192,6 @@ def read_pairs(path: Path) -> PairTable:
             f"the pair table {path} is damaged ({_first_line(error)}); build it again"
         ) from error
     return PairTable(space, cost, hints, Setting(about["setting"]), reference, centres, pairs)
-
-
-def joined(tables: Sequence[PairTable]) -> PairTable:
-    """One table of all their pairs, each architecture once; `InputError` where their settings differ."""
-    for other in tables:
-        tables[0].check_alike(other)
-    pairs = {pair.architecture: pair for table in reversed(tables) for pair in table.pairs}
-    centres = tuple(dict.fromkeys(centre for table in tables for centre in table.centres))
-    return replace(tables[0], centres=centres, pairs=tuple(pairs.values()))
 
 
 def _pair(row: Any, space: SearchSpace) -> Pair:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,10 +34,9 @@ Predict = Callable[[Widths], NDArray[np.float64]]
 
 
 def _cmaes(generation: int, seed: int) -> BaseSampler:
-    try:
-        return CmaEsSampler(seed=seed, popsize=generation)
-    except ImportError as error:
-        raise InputError("CMA-ES needs a library: pip install 'secateur[search]'") from error
+    if importlib.util.find_spec("cmaes") is None:  # Optuna would miss it in the middle of a search
+        raise InputError("CMA-ES needs a library: .venv/bin/python -m pip install -e '.[search]'")
+    return CmaEsSampler(seed=seed, popsize=generation)
 
 
 SEARCHERS: dict[str, Callable[[int, int], BaseSampler]] = {

@@ -63,7 +63,7 @@ def make_predictor(name: str, seed: int = 0) -> Predictor:
         )
     make = PREDICTORS.get(name, Lazy(name))
     try:
-        predictor: Predictor = build(make, seed=seed, random_state=seed)
+        predictor: Predictor = build(make, seed=seed, random_state=seed, n_jobs=1)
     except TypeError as error:
         raise ValueError(f"{name!r} cannot be built from a seed alone: {error}") from error
     missing = [method for method in ("fit", "predict") if not callable(getattr(predictor, method, None))]

@@ -2,7 +2,7 @@
 
 Each row is held out by exactly one model of the bag, so that the errors on held-out rows are known without
 a further fit, and the spread of the models can be scaled by one number to agree with them (cross-conformal in
-spirit: Vovk 2015; Barber et al. 2021, jackknife+). `BoostedTrees` does the same inside.
+spirit: Vovk 2015; Barber et al. 2021, jackknife+).
 """
 
 from __future__ import annotations

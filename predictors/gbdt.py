@@ -97,8 +97,11 @@ class BoostedTrees(RegressorMixin, BaseEstimator):
             kept = fold != b if models > 1 else np.full(len(y), True)
             self.boosters_.append(self._boost(Z[kept], rest[kept], int(seeds[b])))
         if models > 1:
-            missed = rest - self._each(Z)[fold, np.arange(len(y))]
-            self.doubt_, self.error_ = error_sizes(Z, missed, int(rng.integers(2**31)))
+            each = self._each(Z)
+            missed = rest - each[fold, np.arange(len(y))]
+            # A model alone misses by its own variance more than the mean of all of them does.
+            alone = (1 - 1 / models) * float(np.mean(each.var(axis=0, ddof=1)))
+            self.doubt_, self.error_ = error_sizes(Z, missed, alone, int(rng.integers(2**31)))
         return self
 
     def predict(self, X: Features) -> Scores:
@@ -161,14 +164,15 @@ class BoostedTrees(RegressorMixin, BaseEstimator):
         return scores
 
 
-def error_sizes(Z: Features, missed: Scores, seed: int) -> tuple[xgboost.Booster, float]:
+def error_sizes(Z: Features, missed: Scores, alone: float, seed: int) -> tuple[xgboost.Booster, float]:
     """What is learned from held-out errors (n,) at rows Z (n, d): a model of log squared errors, and the
-    factor that brings `size` of it to their root mean square."""
+    factor that brings `size` of it to their root mean square, `alone` subtracted from the square."""
     mean = float(np.mean(missed**2))
+    wanted = max(mean - alone, 0.2 * mean)
     logs = np.log(missed**2 + 1e-3 * mean + np.finfo(np.float64).tiny)
     cautious = {"max_depth": 2, "learning_rate": 0.05, "subsample": 0.7, "reg_lambda": 5.0}
     doubt = boosted(Z, logs - logs.mean(), 40, {**cautious, "min_child_weight": 8, "seed": seed})
-    return doubt, float(np.sqrt(mean / np.mean(size(doubt, Z) ** 2)))
+    return doubt, float(np.sqrt(wanted / np.mean(size(doubt, Z) ** 2)))
 
 
 def size(doubt: xgboost.Booster, Z: Features) -> Scores:

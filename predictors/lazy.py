@@ -52,7 +52,8 @@ class Lazy:
 
 
 def build(make: Callable[..., Any], **offered: Any) -> Any:
-    """What `make` makes, given those of the offered keywords that it names in its signature.
+    """What `make` makes, given those of the offered keywords that it names in its signature or, as
+    scikit-learn's and XGBoost's own do, among the parameters of what it made.
 
     So one call serves constructors that take `seed`, `random_state` or neither.
     """
@@ -62,7 +63,11 @@ def build(make: Callable[..., Any], **offered: Any) -> Any:
         named = set(inspect.signature(make).parameters)
     except ValueError:  # some classes written in C tell no signature
         named = set()
-    return make(**{key: value for key, value in offered.items() if key in named})
+    made = make(**{key: value for key, value in offered.items() if key in named})
+    if named and hasattr(made, "get_params") and hasattr(made, "set_params"):
+        hidden = set(made.get_params(deep=False)) & set(offered) - named
+        made.set_params(**{key: offered[key] for key in hidden})
+    return made
 
 
 def near(name: str, names: Iterable[str]) -> str:

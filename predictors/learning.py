@@ -23,7 +23,8 @@ class Judged:
     `kendall_tau` is over all fresh rows, `kendall_tau_in_band` and `precision_at_k` among those of about the
     band's cost, `kendall_tau_mutated` among the rows near the optimum (nan without such). `regret` is what a
     search that trusts the predictor loses: of all fresh rows of a band and all rows near its optimum, the
-    best score of all minus the best among the k predicted best, in units of the score. `fit_seconds` and
+    best score of all minus the best among the k predicted best, in units of the score. Bands of fewer than
+    2 k rows have neither `precision_at_k` nor `regret`: anybody finds the best there. `fit_seconds` and
     `predict_seconds` are of the wall clock, the latter for `queries` rows in batches of 1000.
     """
 
@@ -96,7 +97,6 @@ def learning_curve(
         guess = predictor.predict(unseen.X)
         near = None if mutated is None else predictor.predict(mutated.X)
         bands = [in_band(unseen.cost, centre, width) for centre in centres]
-        picked = [min(k, int(band.sum())) for band in bands]
         yield Judged(
             pairs=size,
             seed=seed,
@@ -108,9 +108,7 @@ def learning_curve(
             if near is None or mutated is None
             else _mean(kendall_tau_in_band(mutated.y, near, mutated.cost, c, width) for c in centres),
             precision_at_k=_mean(
-                precision_at_k(unseen.y[band], guess[band], best)
-                for band, best in zip(bands, picked, strict=True)
-                if best
+                precision_at_k(unseen.y[band], guess[band], k) for band in bands if band.sum() >= 2 * k
             ),
             regret=_mean(
                 _search_regret(unseen, guess, mutated, near, centre, width, k) for centre in centres
@@ -132,7 +130,7 @@ def _search_regret(
     if mutated is not None and near is not None:
         band = in_band(mutated.cost, centre, width)
         y, p = np.concatenate([y, mutated.y[band]]), np.concatenate([p, near[band]])
-    return regret(y, p, min(k, len(y))) if len(y) else float("nan")
+    return regret(y, p, k) if len(y) >= 2 * k else float("nan")
 
 
 def _mean(values: Iterator[float]) -> float:

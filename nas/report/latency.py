@@ -52,9 +52,10 @@ def picture(report: Report, width: float) -> Figure:
     figure, axes = frame(width, width, left=52, bottom=48, right=12, top=12)
     high, low = 1.0, 1.0
     for phase, colour in (("prefill", "dot"), ("decode", "ffn")):
-        whole = number(report, f"latency_table.{phase}.parent") or 1.0
+        # Each over the parent by the same means: measured over measured, predicted over predicted.
+        wholes = [number(report, f"latency_table.{phase}.{name}") or 1.0 for name in ("whole", "parent")]
         lists = [at(report, f"latency_table.{phase}.{name}") or [] for name in ("measured", "predicted")]
-        points = np.array(lists, dtype=float) / whole
+        points = np.array(lists, dtype=float) / np.array(wholes)[:, None]
         if points.size:
             high, low = max(high, float(points.max())), min(low, float(points.min()))
         axes.plot(*points, "o", color=paint(colour), alpha=0.75, markersize=5, markeredgewidth=0)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from data.errors import InputError
 from nas.cost import CostModel
-from nas.pair_table import METADATA, PairTable, joined, read_pairs, write_pairs
+from nas.pair_table import METADATA, PairTable, read_pairs, write_pairs
 from nas.pairs import Pair, Setting
 from nas.shape import architecture_of
 from tests.nas.small_spaces import SEQ_LEN, everything, hints_of, score, small_space
@@ -61,10 +61,18 @@ def test_pandas_reads_features_scores_and_costs_without_this_project(tmp_path: P
 
 def test_pairs_of_different_settings_do_not_mix() -> None:
     one, other = small_table(10), small_table(10, seed=1)
-    both = joined([one, other])
-    assert {pair.architecture for pair in both.pairs} == {p.architecture for p in one.pairs + other.pairs}
+    one.check_alike(other)
     with pytest.raises(InputError, match="seed is 0 and 1"):
-        joined([one, small_table(10, setting=1)])
+        one.check_alike(small_table(10, setting=1))
+    assert len({one.digest, other.digest, small_table(10, setting=1).digest}) == 3
+    assert one.digest == small_table(10).digest
+
+
+def test_an_architecture_stands_once(tmp_path: Path) -> None:
+    table = small_table(5)
+    twice = replace(table, pairs=(*table.pairs, table.pairs[0]))
+    with pytest.raises(ValueError, match="twice"):
+        write_pairs(twice, tmp_path / "pairs.parquet")
 
 
 def test_sizes_among_the_pairs_are_told_from_others() -> None:

@@ -8,7 +8,7 @@ import pytest
 from nas.report import terminal_table, verdict, write_html
 from nas.report.compare import rows
 from nas.report.plots import best_so_far, origins, pair_points
-from tests.nas.test_report import PARENT_NLL, synthetic_report
+from tests.nas.example_report import PARENT_NLL, synthetic_report
 
 
 def test_random_search_has_its_own_line_and_is_not_counted_as_search(tmp_path: Path) -> None:
