@@ -75,6 +75,7 @@ def main(settings: Settings) -> None:
     pairs = Pairs(str(settings.out / "pairs.journal"), subject.setting)
     final = replace(subject.meter, windows=subject.final)
     rows: list[dict[str, Any]] = []
+    seeded(0)(settings.predictor)  # a wrong name ends it before any work
     with stages("searches"):
         for seed in range(settings.seeds):
             first = SAMPLERS["seeded"](
@@ -199,11 +200,11 @@ def in_words(frame: pd.DataFrame) -> str:
     first = frame[frame.variant == next(iter(VARIANTS))].set_index("seed").final_score
     shown = pd.DataFrame(
         {
-            "searched on": by.perplexity.mean(),
-            "other windows": by.other.mean(),
-            "± seeds": by.other.std(),
-            "worse than the first": by.apply(
-                lambda rows: f"{int((rows.set_index('seed').final_score < first).sum())} of {len(rows)}",
+            "perplexity": by.perplexity.mean(),
+            "on other windows": by.other.mean(),
+            "± seeds": by.other.std().fillna(0.0),
+            "better than the first": by.apply(
+                lambda rows: f"{int((rows.set_index('seed').final_score > first).sum())} of {len(rows)}",
                 include_groups=False,
             ),
             "choices left": by.choices_left.mean(),
@@ -233,11 +234,12 @@ def draw(frame: pd.DataFrame, reference: float, settings: Settings) -> None:
             linewidth=0,
         )
     best = np.exp(reference - max(max(row) for row in frame.best_so_far))
+    last = np.exp(reference - min(max(row) for row in frame.best_so_far))  # of the worst search
     axes.set(
         xlabel="real evaluations",
         ylabel="best so far, perplexity over the parent's",
         title=f"{Path(settings.parent).name} at {settings.keep:g}, {settings.seeds} seeds",
-        ylim=(best - 0.01, best * 1.15),
+        ylim=(best - 0.01, max(best * 1.15, last + 0.02)),
     )
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")

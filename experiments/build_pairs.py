@@ -17,24 +17,28 @@ The same command again goes on where it stopped.
 
 from __future__ import annotations
 
+import json
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data.errors import InputError
 from experiments.command_line import check_least, option, run
-from experiments.results import seeded
+from experiments.results import seeded, usable
 from experiments.stages import Stages, say
 from experiments.subject import OfSubject, Subject, open_subject
 from nas.building import build_pairs
 from nas.cost import Budget, budget_of
 from nas.exploration import explore
-from nas.pair_table import write_pairs
+from nas.pair_table import read_pairs, write_pairs
 from nas.pairs import Pair, Pairs
 from nas.proposals import apart, check_reachable, fit, mutate
 from nas.replacement import replacements
+from nas.report import write_json
+from nas.report.record import plain
 from nas.sampling import SAMPLERS
 from nas.shape import Widths, widths_of
 from predictors import PREDICTORS
@@ -55,7 +59,10 @@ class Settings(OfSubject):
     )  # fmt: skip
     rows: int = option(1200, "subnets to measure; `replaced` takes all there are", group="pairs", least=1)
     search_pairs: int = option(
-        150, "evaluations of the search at each budget whose best are mutated", group="pairs", least=40
+        150,
+        "evaluations of the search at each budget whose best are mutated, 40 or more",
+        group="pairs",
+        least=40,
     )
     parents: int = option(12, "of the best that are mutated", group="pairs", least=1)
     predictor: str = option(
@@ -70,16 +77,16 @@ class Settings(OfSubject):
 def main(settings: Settings) -> None:
     """Choose subnets, measure them, write the table."""
     check(settings)
+    usable(settings.out.parent, "--out")
+    asked = settings.out.with_suffix(".settings.json")
+    refuse_other(asked, settings)
     stages = Stages()
     subject = open_subject(settings, stages)
     whole = Budget(subject.cost, subject.cost(subject.shape.parent))
     for keep in settings.keep:
         check_reachable(subject.space, budget_of(subject.cost, keep))
-    store = settings.out.with_suffix(".journal")
-    try:
-        pairs = Pairs(str(store), subject.setting)
-    except OSError as error:
-        raise InputError(f"the pair store {store} cannot be used ({error}); give another --out") from error
+    write_json(mine(settings), asked)
+    pairs = Pairs(str(settings.out.with_suffix(".journal")), subject.setting)
     rng = np.random.default_rng([settings.seed, KINDS.index(settings.kind)])
 
     def measured(rows: Widths, origin: str) -> list[Pair]:
@@ -105,6 +112,26 @@ def main(settings: Settings) -> None:
         f"{table.kept().max():.3f}, perplexity {low:.2f} to {high:.2f} (parent "
         f"{np.exp(-table.reference):.2f}), {settings.out.stat().st_size / 1024:.0f} KB"
     )
+
+
+def mine(settings: Settings) -> dict[str, Any]:
+    """The settings that a table depends on; of `--rows` it may have more later."""
+    whereabouts = ("out", "cache", "device", "rows")
+    return {name: value for name, value in plain(asdict(settings)).items() if name not in whereabouts}
+
+
+def refuse_other(path: Path, settings: Settings) -> None:
+    """Raise `InputError` where other settings made the table that is there, or it has more rows."""
+    if not path.is_file():
+        return
+    theirs = json.loads(path.read_text())
+    other = sorted(name for name, value in mine(settings).items() if theirs.get(name) != value)
+    if other:
+        said = ", ".join(f"{name} is {theirs.get(name)} and {mine(settings)[name]}" for name in other[:3])
+        raise InputError(f"{settings.out} was built with other settings ({said}); give another --out")
+    rows = len(read_pairs(settings.out).pairs) if settings.out.is_file() else 0
+    if settings.kind == "uniform" and rows > settings.rows:
+        raise InputError(f"{settings.out} holds {rows} pairs; give --rows {rows} or more, or another --out")
 
 
 def check(settings: Settings) -> None:

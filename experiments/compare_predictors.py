@@ -48,6 +48,15 @@ from predictors.protocol import Predictor
 
 ADDITIVE, REPLACEMENT = "additive_line", "one_block_replacement"
 """What no predictor is needed for: the line that predictors correct, and summed single replacements."""
+LEGEND = """
+τ N          Kendall's τ among unseen pairs of about one size (± {band:.0%}) after N pairs
+after {most} pairs, means over the draws:
+τ all        the same over all sizes
+τ mutated    the same among pairs near the optimum, which resemble what a search proposes
+best {k}      share of the {k} predicted best that are among the {k} best of a size
+regret       nats that a search loses by measuring only the {k} predicted best, near-optimal ones among them
+in band      unseen pairs that τ N, best {k} and regret are taken from
+fit s        seconds of a fit, s/{queries} of {queries} predictions"""
 FORMAT = 1
 """Raised whenever rows are measured differently."""
 
@@ -128,8 +137,14 @@ def main(settings: Settings) -> None:
     frame = pd.DataFrame(found)
     names = [each.name for each in contestants]
     frame = frame[frame.predictor.isin(names) & frame.pairs.isin(sizes) & (frame.seed < settings.seeds)]
+    if not frame.rows_in_band.any():
+        bands = " and ".join(f"{centre:g}" for centre in settings.around or table.centres)
+        raise InputError(f"no fresh pair lies within {settings.band:.0%} of {bands}; give another --around")
     draw(frame, path.with_suffix(".png"), f"{settings.pairs_from.name}, {len(table.pairs)} pairs")
     print(in_words(frame))
+    most = frame[frame.pairs == frame.pairs.max()].groupby("predictor").kendall_tau_in_band
+    print(LEGEND.format(most=frame.pairs.max(), k=settings.k, queries=settings.queries, band=settings.band))
+    print(f"spread of τ {frame.pairs.max()} over {settings.seeds} draws: {most.std().mean():.3f} on average")
     print(f"\nevery fit: {path}, curves: {path.with_suffix('.png')}")
 
 

@@ -16,12 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
+from data.errors import InputError
 from experiments.command_line import check_least, option, run
 from experiments.latencies import measured
+from experiments.results import usable
 from experiments.stages import Stages
 from nas.families import shape_of
 from nas.latency_table import LatencyTable, Request, write_latency
-from nas.parent import DTYPES, check_seq_len, choose_device, choose_dtype, load_parent
+from nas.parent import DTYPES, choose_device, choose_dtype, load_parent
 from nas.space import SearchSpace, default_space
 
 
@@ -44,11 +46,19 @@ class Settings:
 def main(settings: Settings) -> None:
     """Measure, write, show."""
     check_least(settings)
+    if settings.out.is_dir():
+        raise InputError(f"--out {settings.out} is a folder; give a file")
+    usable(settings.out.parent, "--out")
     stages = Stages()
     with stages("load"):
         device = choose_device(settings.device)
         parent, _ = load_parent(settings.parent, device, choose_dtype(settings.dtype, device))
-        check_seq_len(parent, settings.latency_context + settings.latency_tokens)
+        longest = getattr(parent.config, "max_position_embeddings", None)
+        if longest and settings.latency_context + settings.latency_tokens > longest:
+            raise InputError(
+                f"--latency-context {settings.latency_context} and --latency-tokens "
+                f"{settings.latency_tokens} are more than the parent's {longest} positions; give fewer"
+            )
         shape = shape_of(parent)
         space = default_space(shape)
     request = Request(settings.latency_batch, settings.latency_context, settings.latency_tokens)
@@ -68,7 +78,7 @@ def in_words(table: LatencyTable, space: SearchSpace) -> list[str]:
         return f"{name:24}" + "".join(f"{value:18.3f}" for value in values)
 
     lines.append(line("the parent", [each.whole for each in phases.values()]))
-    lines.append("a block less, by what it keeps")
+    lines.append("difference that one block makes which keeps only")
     queries = shape.queries_per_group
     for groups in space.choices[0].tolist():
         kept = (groups, queries if groups else 0)

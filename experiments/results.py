@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from data.errors import InputError
+from experiments.guarded import Guarded
 from experiments.text import Text
 from nas.architecture import Architecture
 from nas.building import table
@@ -343,11 +344,12 @@ def versions() -> dict[str, str]:
 
 
 def seeded(seed: int) -> Callable[[str], Predictor]:
-    """Makes predictors by name with this seed; an unknown name raises `InputError`."""
+    """Makes predictors by name with this seed; an unknown name raises `InputError`, and so do they where they
+    fail."""
 
     def make(name: str) -> Predictor:
         try:
-            return make_predictor(name, seed)
+            return Guarded(name, make_predictor(name, seed))
         except ValueError as error:
             raise InputError(str(error)) from error
 

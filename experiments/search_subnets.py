@@ -15,6 +15,7 @@ front.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -40,7 +41,7 @@ from nas.cost import COSTS, Budget
 from nas.latency_table import read_latency
 from nas.pair_table import PairTable
 from nas.pareto import best_within, pareto_search
-from nas.proposals import check_reachable
+from nas.proposals import smallest
 from nas.replacement import module_damage
 from nas.report import write_json
 from nas.shape import Widths, architecture_of
@@ -68,7 +69,7 @@ class Settings:
     )  # fmt: skip
     latency_table: Path | None = option(None, "for --cost latency_ms", group="budgets")
     strategies: tuple[str, ...] = option(
-        (), f"of {'; '.join([*STRATEGIES, BOTH])}", group="search", metavar="NAME"
+        (), f"of {', '.join(map(repr, [*STRATEGIES, BOTH]))}, in quotes", group="search", metavar="NAME"
     )
     compare: bool = option(False, "all strategies instead of the main job's alone", group="search")
     seconds: float = option(2.0, "for each budget and strategy", group="search", least=0)
@@ -92,8 +93,14 @@ def main(settings: Settings) -> None:
     usable(settings.out, "--out")
     whole = table.cost(table.space.shape.parent)[settings.cost]
     budgets = {level: Budget(table.cost, {settings.cost: level * whole}) for level in sorted(settings.levels)}
-    for budget in budgets.values():
-        check_reachable(table.space, budget)
+    least = float(table.cost.of_widths(table.space.widths(smallest(table.space)))[settings.cost][0]) / whole
+    if min(budgets) < least:
+        raise InputError(
+            f"--levels {min(budgets)} of the parent's {settings.cost} is too small: give "
+            f"{np.ceil(1e4 * least) / 1e4} or more"
+        )
+    asked = {"settings": json.loads(json.dumps(asdict(settings), default=str)), "table": table.digest}
+    refuse_other(settings.out / "search.json", asked)
     begins = perf_counter()
     rows: list[dict[str, Any]] = []
     for seed in range(settings.seeds):
@@ -101,8 +108,8 @@ def main(settings: Settings) -> None:
         for found in searches(problem, budgets, names, settings, seed):
             rows.append(found)
     record = {
-        "settings": asdict(settings), "setting": table.setting.digest, "table": table.digest,
-        "versions": versions(), "reference": table.reference, "rows": rows,
+        **asked, "setting": table.setting.digest, "versions": versions(), "reference": table.reference,
+        "rows": rows,
     }  # fmt: skip
     write_json(record, settings.out / "search.json")
     if not rows:
@@ -111,6 +118,19 @@ def main(settings: Settings) -> None:
     draw(frame, table, settings)
     print(front(frame, table, settings) if len(names) == 1 else comparison(frame))
     print(f"\n{perf_counter() - begins:.1f} s; {settings.out / 'search.json'}, {settings.out / 'search.png'}")
+
+
+def refuse_other(path: Path, asked: dict[str, Any]) -> None:
+    """Raise `InputError` where other settings, or another table, made what is there."""
+    if not path.is_file():
+        return
+    try:
+        theirs = json.loads(path.read_text())
+        same = {name: theirs[name] for name in asked} == asked
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read ({error}); move it away, or give another --out") from error
+    if not same:
+        raise InputError(f"{path} is the result of other settings or of another table; give another --out")
 
 
 def check(settings: Settings) -> list[str]:
@@ -208,8 +228,10 @@ def front(frame: pd.DataFrame, table: PairTable, settings: Settings) -> str:
     text = pd.DataFrame(lines).to_string(index=False)
     stars = not frame.among_pairs.all()
     return (
-        f"predicted from {len(table.pairs)} pairs; costs as fractions of the parent's\n{text}"
-        + "\n* no pair is of this size: an extrapolation" * stars
+        f"predicted from {len(table.pairs)} pairs, on the windows that these were measured on; costs as "
+        f"fractions of the parent's\n{text}"
+        + "\n* hardly a pair keeps as many block parameters: an extrapolation"
+        * stars
     )
 
 
@@ -221,7 +243,8 @@ def comparison(frame: pd.DataFrame) -> str:
     shown["proposals"] = by.proposals.mean()
     shown["s"] = by.seconds.mean()
     return (
-        shown.sort_values("mean", na_position="last")
+        "predicted perplexity over the parent's, by budget, mean over seeds; seconds of each search\n"
+        + shown.sort_values("mean", na_position="last")
         .rename_axis(None)
         .to_string(
             formatters={"proposals": "{:,.0f}".format, "s": "{:.2f}".format}, float_format="{:.4f}".format

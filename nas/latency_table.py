@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import InputError
-from nas.shape import Shape, Widths
+from nas.shape import Shape, Widths, widths_of
 
 FORMAT = 3
 
@@ -107,8 +107,10 @@ def read_latency(path: Path, shape: Shape) -> LatencyTable:
             prefill=_phase(stored["prefill"], own),
             decode=_phase(stored["decode"], own),
         )
+        if not np.isfinite(table(widths_of(own.parent, own))):
+            raise ValueError("some of its numbers are not finite")
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
         raise InputError(
             f"the latency table {path} cannot be read ({said}); make one with experiments.measure_latency"
         ) from error

@@ -105,8 +105,8 @@ class PairTable:
         """Raise `InputError` unless the pairs of both tables may be used together."""
         if other.setting.digest != self.setting.digest:
             raise InputError(
-                f"pairs of the settings {self.setting.digest} and {other.setting.digest} do not mix: "
-                f"{_difference(self.setting.fields, other.setting.fields)}"
+                "pairs of different settings do not mix: "
+                f"{_difference(self.setting.fields, other.setting.fields)}; give tables that were built alike"
             )
 
     def frame(self) -> pd.DataFrame:
@@ -162,7 +162,9 @@ def read_pairs(path: Path) -> PairTable:
     try:
         content = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"the pair table {path} cannot be read ({_first_line(error)})") from error
+        raise InputError(
+            f"the pair table {path} cannot be read ({_first_line(error)}); build it again"
+        ) from error
     stored = (content.schema.metadata or {}).get(METADATA)
     if stored is None:
         raise InputError(

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import InputError
-from nas.cost import FLAGS, Budget
+from nas.cost import FLAGS, LATENCY, Budget
 from nas.space import SearchSpace
 
 Indices = NDArray[np.int64]
@@ -28,7 +28,14 @@ def check_reachable(space: SearchSpace, budget: Budget) -> None:
         asked, enough = limit, need
         if name == "block_parameters":  # asked for as a fraction, rounded up so that it suffices
             asked, enough = (np.ceil(1e4 * size / whole[name]) / 1e4 for size in (limit, need))
-        sentences.append(f"{FLAGS[name]} {asked:.16g} is too small: give {enough:.16g} or more")
+        sentence = f"{FLAGS[name]} {asked:.16g} is too small: give {enough:.16g} or more"
+        if name == LATENCY:
+            enough = float(np.ceil(100 * need) / 100)
+            sentence = (
+                f"{FLAGS[name]} {asked:.4g} is too small: give {enough:.6g} ms or more (the parent takes "
+                f"{whole[name]:.4g} ms)"
+            )
+        sentences.append(sentence)
     if sentences:
         raise InputError("; ".join(sentences))
 

@@ -64,8 +64,12 @@ def make_predictor(name: str, seed: int = 0) -> Predictor:
     make = PREDICTORS.get(name, Lazy(name))
     try:
         predictor: Predictor = build(make, seed=seed, random_state=seed, n_jobs=1)
-    except TypeError as error:
-        raise ValueError(f"{name!r} cannot be built from a seed alone: {error}") from error
+    except ValueError:
+        raise
+    except Exception as error:  # a constructor, or a module, of somebody's own
+        raise ValueError(
+            f"{name!r} cannot be built from a seed alone: {type(error).__name__}: {error}"
+        ) from error
     missing = [method for method in ("fit", "predict") if not callable(getattr(predictor, method, None))]
     if missing:
         raise ValueError(f"{name!r} is no predictor: it has no method {' and no '.join(missing)}")

@@ -95,7 +95,8 @@ def _budget(report: Report) -> list[dict[str, Any]]:
     """Of each limit: its name, the parent's cost, the limit, and what the subnet costs."""
     return [
         {"name": name, "limit": limit, "parent": number(report, f"budget.parent_costs.{name}"),
-         "subnet": number(report, f"subnet.costs.{name}")}
+         "subnet": number(report, f"subnet.costs.{name}"),
+         "measured": latency.measured_request(report) if name == "latency_ms" else None}
         for name, limit in (at(report, "budget.limits") or {}).items() if words.is_number(limit)
     ]  # fmt: skip
 

@@ -36,6 +36,21 @@ def facts(report: Report) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
+def measured_request(report: Report) -> tuple[float, float] | None:
+    """Milliseconds that a request of the table's kind took the parent and the subnet at the end of the run:
+    prefill and the tokens that follow."""
+    tokens = number(report, "latency_table.request.tokens")
+    if tokens is None:
+        return None
+    found = []
+    for who in ("parent_scores", "subnet"):
+        parts = [number(report, f"{who}.latency.{name}") for name in PHASES.values()]
+        if parts[0] is None or parts[1] is None:
+            return None
+        found.append(parts[0] + tokens * parts[1])
+    return found[0], found[1]
+
+
 def _share(report: Report, model: Any, phase: str, kind: str) -> float | None:
     """Of the parent's time in one phase, as measured or as predicted, what a model takes."""
     own = number(model, f"{kind}.{PHASES[phase]}")

@@ -18,6 +18,17 @@ FIELDS = {
     "fit_seconds", "predict_seconds",
 }  # fmt: skip
 ROWS = 60
+SHAKY = """
+import numpy as np
+class Raises:
+    def fit(self, X, y): raise RuntimeError("out of luck")
+    def predict(self, X): return X[:, 0]
+class Nan(Raises):
+    def fit(self, X, y): return self
+    def predict(self, X): return np.full(len(X), np.nan)
+class Wide(Nan):
+    def predict(self, X): return X
+"""
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +90,20 @@ def test_the_same_command_again_measures_nothing(
     assert after.keys() == before.keys()
     assert read_pairs(tables / "toy.parquet").scores.size
     assert all(after[name] == before[name] for name in before if name.endswith(".journal"))
+
+
+def test_a_table_is_not_built_over_with_other_settings(
+    toy: Path, tables: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = everything_in(tables)
+    for more, words in (
+        (["--seed", "1"], "seed is 0 and 1"),
+        (["--rows", "10"], "or more, or another --out"),
+    ):
+        assert built(toy, "uniform", tables / "toy.parquet", "--rows", str(ROWS), *more) == 2
+        assert words in capsys.readouterr().err
+    assert built(toy, "replaced", tables / "toy.parquet") == 2
+    assert everything_in(tables) == before
 
 
 def _never(*_: object, **__: object) -> None:
@@ -150,10 +175,11 @@ def test_a_front_is_searched_within_every_budget(
     table = read_pairs(tables / "toy.parquet")
     whole = table.cost(table.space.shape.parent)
     for cost in ("block_parameters", "flops", "latency_ms"):
-        more = ["--latency-table", str(latency)] if cost == "latency_ms" else []
+        levels = [0.4, 0.6] if cost != "latency_ms" else [0.8, 0.95]  # of the toy's much is fixed
+        more = ["--latency-table", str(latency), "--levels", "0.8", "0.95"] if cost == "latency_ms" else []
         assert searched(tables, tmp_path / cost, "--cost", cost, *more) == 0
         found = json.loads((tmp_path / cost / "search.json").read_text())["rows"]
-        assert [row["level"] for row in found] == [0.4, 0.6]
+        assert [row["level"] for row in found] == levels
         assert all(row["costs"][cost] <= row["limit"] for row in found)
         if cost in whole:
             assert all(row["limit"] == row["level"] * whole[cost] for row in found)
@@ -233,7 +259,30 @@ def test_a_latency_budget_of_the_main_job_is_kept(toy: Path, tmp_path: Path) -> 
         (search_subnets, ["--levels", "2"], "--levels is (2.0,)"),
         (search_subnets, ["--strategies", "luck"], "no strategy is called 'luck'"),
         (search_subnets, ["--seconds", "0"], "--seconds is 0.0"),
-        (search_subnets, ["--levels", "0.001"], "too small: give"),
+        (
+            search_subnets,
+            ["--levels", "0.001"],
+            "--levels 0.001 of the parent's block_parameters is too small",
+        ),
+        (
+            compare_predictors,
+            ["--predictors", "ridge", "--around", "5", "--seeds", "1"],
+            "give another --around",
+        ),
+        (
+            compare_predictors,
+            ["--predictors", "shaky:Raises", "--seeds", "1"],
+            "'shaky:Raises' failed to learn",
+        ),
+        (
+            compare_predictors,
+            ["--predictors", "shaky:Nan", "--seeds", "1"],
+            "predictions that are not finite",
+        ),
+        (compare_predictors, ["--predictors", "shaky:Wide", "--seeds", "1"], "predictions of shape"),
+        (compare_predictors, ["--predictors", "broken:X"], "cannot be imported"),
+        (search_subnets, ["--predictor", "shaky:Nan"], "predictions that are not finite"),
+        (measure_latency, ["--out", "."], "is a folder"),
         (build_pairs, ["--keep", "0.99"], "--keep is 0.99"),
         (build_pairs, ["--out", "table.csv"], "ends in .parquet"),
         (ablation, ["--keep", "0"], "--keep is 0.0"),
@@ -247,6 +296,9 @@ def test_bad_input_is_one_sentence_and_two(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "shaky.py").write_text(SHAKY)
+    (tmp_path / "broken.py").write_text("def x(:")
     assert run(script.Settings, script.main, options) == 2  # type: ignore[attr-defined]
     said = capsys.readouterr().err
     assert words in said
