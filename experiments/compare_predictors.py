@@ -1,4 +1,4 @@
-"""Which predictor should a search trust after so many pairs? A verdict in seconds, without model or GPU.
+"""Which predictor should a search trust after so many pairs? Judged on stored pairs, without model or GPU.
 
 Each predictor learns from more and more pairs of a table and is judged on pairs that it has not seen: order
 over all sizes, order within 5 % of a budget, order among mutations of the best, and what a search that trusts
