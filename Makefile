@@ -38,7 +38,7 @@ install: $(INSTALLED) ## create .venv with the tested versions; does nothing whe
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed, PYTHON=$(PYTHON) is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
-	@echo "Installing into $(VENV): once, about 2 minutes and 2.6 GB."
+	@echo "Installing into $(VENV): once, about 2 to 4 minutes and 2.9 GB."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
