@@ -7,3 +7,8 @@ class InputError(ValueError):
     The message is one sentence with the numbers in it and what to do instead. Scripts print it without a
     traceback and end with exit code 2.
     """
+
+
+def first_line(error: Exception) -> str:
+    """What an error of a library says, in so far as it fits into a sentence of ours."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]

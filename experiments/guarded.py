@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from data.errors import InputError
+from data.errors import InputError, first_line
 from predictors.protocol import Features, Predictor, Scores
 
 
@@ -41,11 +41,7 @@ class Guarded:
         return found
 
     def _wrong(self, what: str, error: Any = None) -> InputError:
-        said = f" ({type(error).__name__}: {_first_line(error)})" if error is not None else ""
+        said = f" ({type(error).__name__}: {first_line(error)})" if error is not None else ""
         return InputError(
             f"predictor {self.name!r} {what}{said}; predictors.contract.check_predictor tells what it breaks"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or ["no message"])[0][:160]

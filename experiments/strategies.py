@@ -10,11 +10,12 @@ import numpy as np
 
 from nas.cost import Budget
 from nas.damage import DamagePredictor
+from nas.generations import Found
 from nas.knapsack import line_damage, optimum
 from nas.pair_table import PairTable
 from nas.proposals import Indices
 from nas.replacement import ModuleDamage
-from nas.search import SEARCHERS, Found, Predict, search
+from nas.search import SEARCHERS, Predict, search
 from nas.what_if import known_starts
 
 

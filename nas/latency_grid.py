@@ -38,7 +38,7 @@ def measure_table(
     All blocks of a parent are of one shape, so that one table serves them all. `progress` is told of each
     turn of a model.
     """
-    whole = np.tile([shape.kv_groups, shape.queries_per_group, shape.ffn], (shape.blocks, 1))
+    whole = shape.whole
     changed = slice(1, None) if shape.blocks > 1 else slice(None)
     heads = sorted(
         {(g, q if g else 0) for g in space.choices[0].tolist() for q in space.choices[1].tolist()}

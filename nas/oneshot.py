@@ -23,7 +23,7 @@ def same_share(budget: Budget, protected: Collection[int] = ()) -> Widths:
     free = [block for block in range(shape.blocks) if block not in set(protected)]
 
     def widths(groups: int, channels: int) -> Widths:
-        rows = np.tile([shape.kv_groups, shape.queries_per_group, shape.ffn], (shape.blocks, 1))
+        rows = shape.whole
         rows[free, 0], rows[free, 2] = groups, channels
         return rows
 

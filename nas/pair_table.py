@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from data.errors import InputError
+from data.errors import InputError, first_line
 from nas.architecture import Architecture
 from nas.cost import COUNTED, CostModel
 from nas.damage import DamagePredictor
@@ -163,7 +163,7 @@ def read_pairs(path: Path) -> PairTable:
         content = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise InputError(
-            f"the pair table {path} cannot be read ({_first_line(error)}); build it again"
+            f"the pair table {path} cannot be read ({first_line(error)}); build it again"
         ) from error
     stored = (content.schema.metadata or {}).get(METADATA)
     if stored is None:
@@ -190,9 +190,7 @@ def read_pairs(path: Path) -> PairTable:
             raise ValueError("some scores are not finite")
         centres = tuple(float(centre) for centre in about["centres"])
     except (InputError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise InputError(
-            f"the pair table {path} is damaged ({_first_line(error)}); build it again"
-        ) from error
+        raise InputError(f"the pair table {path} is damaged ({first_line(error)}); build it again") from error
     return PairTable(space, cost, hints, Setting(about["setting"]), reference, centres, pairs)
 
 
@@ -222,7 +220,3 @@ def _dense(entries: Sequence[Sequence[float]], shape: tuple[int, ...]) -> NDArra
 def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     names = sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
     return ", ".join(f"{name} is {one.get(name)} and {other.get(name)}" for name in names[:3])
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]

@@ -22,7 +22,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import TrialState, create_trial
 
-from data.errors import InputError
+from data.errors import InputError, first_line
 from nas.architecture import Architecture
 
 
@@ -65,7 +65,7 @@ def open_storage(location: str) -> BaseStorage:
         return JournalStorage(JournalFileBackend(str(path)))
     except Exception as error:
         raise InputError(
-            f"the pair store {location} cannot be read ({_first_line(error)}); move it away to start afresh"
+            f"the pair store {location} cannot be read ({first_line(error)}); move it away to start afresh"
         ) from error
 
 
@@ -139,7 +139,7 @@ class Pairs:
             ]
         except Exception as error:
             raise InputError(
-                f"the pair store {location} is damaged ({_first_line(error)}); move it away to start afresh"
+                f"the pair store {location} is damaged ({first_line(error)}); move it away to start afresh"
             ) from error
 
     def __len__(self) -> int:
@@ -173,7 +173,3 @@ def _read(trial: optuna.trial.FrozenTrial) -> Pair:
     architecture = Architecture.from_json(trial.user_attrs["architecture"])
     measured = {name: v for name, v in trial.user_attrs.items() if name not in ("architecture", "origin")}
     return Pair(architecture, value, str(trial.user_attrs["origin"]), measured)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]

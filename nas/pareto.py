@@ -5,18 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from time import perf_counter
-from typing import Any
 
 import numpy as np
-import optuna
 from numpy.typing import NDArray
-from optuna.distributions import IntDistribution
 from optuna.samplers import NSGAIISampler
 
 from nas.cost import CostModel
-from nas.pairs import quiet_optuna
+from nas.generations import Found, asking, best_first
 from nas.proposals import Indices, keep_attention, mutate
-from nas.search import Found, Predict
+from nas.search import Predict
 from nas.space import SearchSpace
 
 
@@ -40,45 +37,31 @@ def pareto_search(
     the costs that are of interest.
     """
     rng, ends = np.random.default_rng(seed), perf_counter() + seconds
-    free = [k for k, depth in enumerate(space.depths) if depth > 1]
-    names = list(space.knobs)
-    distributions: dict[str, Any] = {names[k]: IntDistribution(0, int(space.depths[k]) - 1) for k in free}
-    with quiet_optuna():
-        study = optuna.create_study(
-            directions=["maximize", "minimize"], sampler=NSGAIISampler(population_size=generation, seed=seed)
-        )
-    for row in starts[:trials]:
-        study.enqueue_trial({names[k]: int(row[k]) for k in free})
+    sampler = NSGAIISampler(population_size=generation, seed=seed)
+    study, ask = asking(space, ["maximize", "minimize"], sampler, starts[:trials])
 
     def costs_of(rows: Indices) -> NDArray[np.float64]:
         return np.asarray(cost.of_widths(space.widths(rows), [name])[name], dtype=np.float64)
 
-    seen: list[Indices] = []
-    scored: list[NDArray[np.float64]] = []
+    seen: list[tuple[Indices, NDArray[np.float64]]] = []
     told = 0
     while told < trials and (perf_counter() < ends or not told):
-        asked = [study.ask(distributions) for _ in range(generation)]
-        rows = np.zeros((generation, len(names)), dtype=np.int64)
-        chosen = [trial.params for trial in asked]  # once each: a copy of them all is made every time
-        rows[:, free] = [[params[names[k]] for k in free] for params in chosen]
+        asked, rows = ask(generation, ends)
+        size = len(asked)
         rows = keep_attention(space, rows)
         near = np.concatenate([rows, mutate(space, np.repeat(rows, neighbours, axis=0), rng)])
         scores, costs = predict(space.widths(near)), costs_of(near)
-        seen.append(near)
-        scored.append(scores)
-        owner = np.repeat(np.arange(generation), neighbours)
-        cheap = costs[generation:] <= costs[owner]
-        gain = np.where(cheap, scores[generation:], -np.inf).reshape(generation, neighbours)
-        winner = generation + gain.argmax(1) + np.arange(generation) * neighbours
-        best = np.where(gain.max(1) > scores[:generation], winner, np.arange(generation))
+        seen.append((near, scores))
+        owner = np.repeat(np.arange(size), neighbours)
+        cheap = costs[size:] <= costs[owner]
+        gain = np.where(cheap, scores[size:], -np.inf).reshape(size, neighbours)
+        winner = size + gain.argmax(1) + np.arange(size) * neighbours
+        best = np.where(gain.max(1) > scores[:size], winner, np.arange(size))
         for trial, number in zip(asked, best, strict=True):
             study.tell(trial, [float(scores[number]), float(costs[number])])
-        told += generation
-    indices, predicted = np.concatenate(seen), np.concatenate(scored)
-    _, first = np.unique(space.widths(indices).reshape(len(indices), -1), axis=0, return_index=True)
-    order = first[np.argsort(-predicted[first], kind="stable")]
-    found = Found(indices[order], predicted[order], len(indices), (float(predicted.max()),))
-    return found, costs_of(indices[order])
+        told += size
+    found = best_first(space, seen, (max(float(scores.max()) for _, scores in seen),))
+    return found, costs_of(found.indices)
 
 
 def best_within(found: Found, costs: NDArray[np.float64], limits: Sequence[float]) -> list[int | None]:

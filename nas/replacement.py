@@ -25,7 +25,7 @@ def replaced(space: SearchSpace) -> tuple[Widths, NDArray[np.int64]]:
     """The parent with one module at each of its choices, the whole one among them: (n, blocks, 3), and which
     module that is (n,), 2 * block for an attention and 2 * block + 1 for an MLP."""
     shape = space.shape
-    whole = np.tile([shape.kv_groups, shape.queries_per_group, shape.ffn], (shape.blocks, 1))
+    whole = shape.whole
     rows, modules = [], []
     for block in range(shape.blocks):
         groups, queries, ffn = space.choices[3 * block : 3 * block + 3]

@@ -5,14 +5,10 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
 
 import numpy as np
-import optuna
 from numpy.typing import NDArray
-from optuna.distributions import IntDistribution
 from optuna.samplers import (
     BaseSampler,
     CmaEsSampler,
@@ -24,7 +20,7 @@ from optuna.samplers import (
 
 from data.errors import InputError
 from nas.cost import Budget
-from nas.pairs import quiet_optuna
+from nas.generations import Found, asking, best_first
 from nas.proposals import Indices, apart, fit, mutate
 from nas.shape import Widths
 from nas.space import SearchSpace
@@ -49,18 +45,6 @@ SEARCHERS: dict[str, Callable[[int, int], BaseSampler]] = {
 """Optuna samplers by name, made from the size of a generation and a seed."""
 
 
-@dataclass(frozen=True)
-class Found:
-    """What a search scored, best first, each architecture once: choice indices (n, knobs) and predicted
-    scores (n,); `proposals` counts every prediction made, `best` is the best prediction after each
-    generation."""
-
-    indices: Indices
-    predicted: NDArray[np.float64]
-    proposals: int
-    best: tuple[float, ...]
-
-
 def search(
     space: SearchSpace,
     budget: Budget,
@@ -80,27 +64,18 @@ def search(
     the improved scores are told to Optuna.
 
     `starts` are the first trials. Everything returned fits the budget. The search ends after so many trials
-    or, a generation at least, so many seconds.
+    or so many seconds, with one trial at least.
     """
     ends = perf_counter() + seconds
     rng = np.random.default_rng(seed)
-    free = [k for k, depth in enumerate(space.depths) if depth > 1]
-    names = list(space.knobs)
-    distributions: dict[str, Any] = {names[k]: IntDistribution(0, int(space.depths[k]) - 1) for k in free}
-    study = _quiet_study(SEARCHERS[searcher](generation, seed))
-    for row in starts[:trials]:
-        study.enqueue_trial({names[k]: int(row[k]) for k in free})
+    sampler = SEARCHERS[searcher](generation, seed)
+    study, ask = asking(space, ["maximize"], sampler, starts[:trials])
     seen: list[tuple[Indices, NDArray[np.float64]]] = []
     best: list[float] = []
     told = 0
     while told < trials and (perf_counter() < ends or not told):
-        asked = [study.ask(distributions)]
-        while len(asked) < generation and perf_counter() < ends:
-            asked.append(study.ask(distributions))
+        asked, rows = ask(generation, ends)
         size = len(asked)
-        rows = np.zeros((size, len(names)), dtype=np.int64)
-        chosen = [trial.params for trial in asked]  # once each: a copy of them all is made every time
-        rows[:, free] = [[params[names[k]] for k in free] for params in chosen]
         rows = fit(space, budget, rows, rng)
         scores = predict(space.widths(rows))
         seen.append((rows, scores))
@@ -117,11 +92,7 @@ def search(
             study.tell(trial, float(score))
         told += size
         best.append(max(float(scores.max()), best[-1] if best else -np.inf))
-    indices = np.concatenate([rows for rows, _ in seen])
-    predicted = np.concatenate([scores for _, scores in seen])
-    _, first = np.unique(space.widths(indices).reshape(len(indices), -1), axis=0, return_index=True)
-    order = first[np.argsort(-predicted[first], kind="stable")]
-    return Found(indices[order], predicted[order], len(indices), tuple(best))
+    return best_first(space, seen, tuple(best))
 
 
 def spread_out(space: SearchSpace, found: Found, count: int, taken: set[bytes], distance: int = 2) -> Indices:
@@ -130,8 +101,3 @@ def spread_out(space: SearchSpace, found: Found, count: int, taken: set[bytes], 
     new = [widths.tobytes() not in taken for widths in space.widths(found.indices)]
     rows = found.indices[np.array(new, dtype=bool)]
     return rows[apart(rows, count, distance)]
-
-
-def _quiet_study(sampler: BaseSampler) -> optuna.Study:
-    with quiet_optuna():
-        return optuna.create_study(direction="maximize", sampler=sampler)

@@ -51,6 +51,11 @@ class Shape:
         full = (self.kv_groups, self.queries_per_group, self.ffn)
         return Architecture(self.hidden, tuple(Block(i, *full) for i in range(self.blocks)))
 
+    @property
+    def whole(self) -> Widths:
+        """The parent's widths, (blocks, 3)."""
+        return np.tile([self.kv_groups, self.queries_per_group, self.ffn], (self.blocks, 1))
+
     def narrowed(self, hidden: int) -> Shape:
         """The shape of the same parent with `hidden` of its hidden channels: a parent like any other.
 

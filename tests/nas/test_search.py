@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from data.errors import InputError
 from nas.baselines import dropped_layers, random_cuts, uniform_cuts
 from nas.cost import FLAGS, Budget
+from nas.generations import Found
 from nas.proposals import Indices, apart, check_reachable, fit, mutate
 from nas.pruning import prune
 from nas.sampling import SAMPLERS, starts
-from nas.search import SEARCHERS, Found, search, spread_out
+from nas.search import SEARCHERS, search, spread_out
 from nas.shape import Widths
 from nas.space import SearchSpace
 from tests.nas.small_spaces import (
