@@ -36,7 +36,7 @@ from experiments.text import Text, read_text
 from nas.architecture import Architecture
 from nas.evaluate import Scores, evaluate_all
 from nas.export import RECORD, save_again
-from nas.families import blocks_of, shape_of
+from nas.families import layers_of, plain, shape_of, width_of
 from nas.finalists import round_weights
 from nas.parent import check_seq_len, choose_device, choose_dtype, digest_of, load_parent
 from nas.recovery import METHODS, Recipe
@@ -123,7 +123,7 @@ def main(settings: Settings) -> None:
         check_seq_len(parent, settings.seq_len)
         shape = shape_of(parent)
         architecture = read_architecture(settings.model, shape)
-        subnet = load(str(settings.model), settings.trust_remote_code)
+        subnet = plain(load(str(settings.model), settings.trust_remote_code))
         check_widths(subnet, architecture)
         stored = subnet.dtype
         subnet = subnet.to(device, dtype)
@@ -218,7 +218,7 @@ def read_architecture(folder: Path, shape: Shape) -> Architecture:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         architecture = Architecture.from_json(json.dumps(record["architecture"]))
-        theirs = record["parent_shape"]
+        theirs = asdict(Shape(**record["parent_shape"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} cannot be read ({type(error).__name__}); give the folder of a checkpoint that this "
@@ -237,10 +237,10 @@ def read_architecture(folder: Path, shape: Shape) -> Architecture:
 
 def check_widths(subnet: PreTrainedModel, architecture: Architecture) -> None:
     """Raises `InputError` where the checkpoint's weights are not of its record's architecture."""
-    blocks = blocks_of(subnet)
+    layers = layers_of(subnet)
     wanted = [block.ffn for block in architecture.blocks]
-    if len(blocks) != len(wanted) or any(
-        layer.mlp.down_proj.in_features != ffn for layer, ffn in zip(blocks, wanted, strict=True) if ffn
+    if len(layers) != len(wanted) or any(
+        width_of(layer) != ffn for layer, ffn in zip(layers, wanted, strict=True) if ffn
     ):
         raise InputError(
             f"the weights of the checkpoint do not have the widths of its {RECORD}; it is damaged"
