@@ -33,22 +33,24 @@ def read_hub(
     Raises InputError when the data set cannot be had: offline, unknown, script-based, without the field, not
     as released.
     """
+    limit = known.characters if known and known.characters else STREAMED_CHARACTERS
+    earlier = kept(name, field.name, limit)
     try:
-        found = _read(name, field, known)
-    except InputError as error:
-        raise InputError(str(error).replace("PATH#FIELD", "ID#FIELD")) from error
+        found = earlier or _read(name, field, limit, known)
+    except InputError:
+        raise
     except Exception as error:  # whatever the many layers below raise, the person's way out is the same
         raise InputError(_sentence(name, error, _instead(known))) from error
     passages, source = {}, {}
     for split, rows in found.rows.items():
         where = f"Hub {name}, split {split}"
-        passages[split] = field.passages((f"row {at:,} of {where}", row) for at, row in enumerate(rows))
-        source[split] = _source(name, split, field, found, passages[split])
+        passages[split] = _passages(rows, field, where)
+        source[split] = _source(name, split, field, found, passages[split], known)
         if known is not None:
             whole = found.characters[split] == 0
             note = confirm(known, split, passages[split], where, _again(name)) if whole else _of(known)
             source[split] += f"; {note}"
-    if found.limit:  # after all that could be wrong with it
+    if earlier is None and found.limit:  # after all that could be wrong with it
         keep(found)
     return _complete(name, passages, source)
 
@@ -64,15 +66,11 @@ def read_rows(name: str, split: str) -> list[dict[str, Any]]:
         raise InputError(_sentence(name, error, "give the folder of its files")) from error
 
 
-def _read(name: str, field: Field, known: Known | None) -> Streamed:
+def _read(name: str, field: Field, limit: int, known: Known | None) -> Streamed:
     """The columns that the field needs, of every split that there is."""
-    dataset_id, _, config = name.partition(":")
-    limit = known.characters if known and known.characters else STREAMED_CHARACTERS
-    earlier = kept(name, field.name, limit)
-    if earlier is not None:
-        return earlier
     import datasets
 
+    dataset_id, _, config = name.partition(":")
     files = dict(known.files) if known and known.files else None
     place: dict[str, Any] = {"path": dataset_id, "name": config or None}
     if files:  # a config says which files there are: one or the other
@@ -102,7 +100,7 @@ def _first(
     characters = 0
     for row in rows:
         if not taken:  # what has no such field is not read to its end
-            field.passages([(f"row 0 of {where}", row)])
+            _passages([row], field, where)
         taken.append({name: row[name] for name in field.of(row)})
         characters += size_of(taken[-1])
         if limit and characters >= limit:
@@ -110,11 +108,23 @@ def _first(
     return taken, False
 
 
-def _source(name: str, split: str, field: Field, found: Streamed, passages: Passages) -> str:
+def _passages(rows: Iterable[Mapping[str, Any]], field: Field, where: str) -> Passages:
+    try:
+        return field.passages((f"row {at:,} of {where}", row) for at, row in enumerate(rows))
+    except InputError as error:
+        raise InputError(str(error).replace("PATH#FIELD", "ID#FIELD")) from error
+
+
+def _source(
+    name: str, split: str, field: Field, found: Streamed, passages: Passages, known: Known | None
+) -> str:
     part = "all" if not found.characters[split] else f"first {found.characters[split]:,} characters:"
     revision = f", revision {found.revision[:12]}" if found.revision else ""
     what = f"field {field.name}" if passages.kind == DOCUMENT else f"{passages.kind}s"
-    return f"{part} {len(passages):,} rows of Hub {name}{revision}, split {split}, {what}"
+    called = f"split {known.splits.get(split, split)}" if known else f"split {split}"
+    if known and known.files:
+        called = f"file {known.files[split]}"
+    return f"{part} {len(passages):,} rows of Hub {name}{revision}, {called}, {what}"
 
 
 def _revision(builder: Any) -> str:

@@ -93,8 +93,9 @@ def confirm_file(path: Path, passages: Passages) -> str:
         misnamed = path.name
     else:
         words = [word for word in re.findall("[a-z]+", path.name.lower()) if word in _SPLITS]
-        several = re.search(r"-of-0*(?!1\b)\d+\b", path.name)  # shards, which have no counts of their own
-        sets = _called(folder) if len(words) == 1 and not several else []
+        shards = re.search(r"-of-(\d+)", path.name)
+        alone = shards is None or int(shards[1]) == 1  # one of several has no counts of its own
+        sets = _called(folder) if len(words) == 1 and alone else []
         word, misnamed = (words or [""])[0], f"the folder {path.absolute().parent.name}"
     if not sets:
         return ""

@@ -61,10 +61,8 @@ def kept(name: str, field: str, limit: int) -> Streamed | None:
 
 
 def keep(streamed: Streamed) -> None:
-    """Write it whole or not at all, unless it is there; InputError where the cache cannot be written."""
+    """Write it whole or not at all; InputError where the cache cannot be written."""
     path = _path(streamed.name, streamed.field, streamed.limit)
-    if path.exists():
-        return
     head = {
         "name": streamed.name,
         "field": streamed.field,
