@@ -7,7 +7,7 @@ from typing import Any
 
 from data.errors import InputError
 from data.fields import BLANK_LINE, Field, Passages
-from data.files import FORMS, cut, join, read_passages
+from data.files import FORMS, ROWS, TEXT, cut, join, read_passages
 from data.hub import read_hub
 from data.known import HUB_ID, KNOWN, find, full_id
 from data.released import confirm_file
@@ -138,7 +138,8 @@ def _read(path: Path, field: Field) -> tuple[Passages, str]:
     """A file, and its path with what is known of it."""
     passages = read_passages(path, field)
     note = confirm_file(path, passages)
-    return passages, f"{path} ({note})" if note else str(path)
+    where = f"{path}, lines as rows" if field.name == ROWS and path.suffix.lower() in TEXT else str(path)
+    return passages, f"{where} ({note})" if note else where
 
 
 def _joined(paths: list[Path], field: Field) -> tuple[str, str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,16 +71,15 @@ def keep(streamed: Streamed) -> None:
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, beside = tempfile.mkstemp(dir=path.parent, suffix=".part")
+        beside = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
+            with beside.open("w", encoding="utf-8") as file:
                 file.write(json.dumps(head) + "\n")
                 for split, rows in streamed.rows.items():
                     file.writelines(json.dumps([split, row]) + "\n" for row in rows)
-            os.replace(beside, path)
-        except BaseException:
-            Path(beside).unlink(missing_ok=True)
-            raise
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(
             f"what was streamed of {streamed.name} cannot be kept in {path.parent} ({error.strerror}): set "

@@ -138,7 +138,7 @@ def test_a_folder_called_like_the_set_is_checked_too(tmp_path: Path) -> None:
 def test_lines_as_rows_are_what_the_hub_has(tmp_path: Path) -> None:
     text, source = load_text(f"{write(tmp_path)}#rows", "test")
     assert text == "\n\n".join(rows_of(TEST))
-    assert "as released" in source
+    assert "small.test.raw, lines as rows (Small-2, raw, CC0; as released" in source
 
 
 def test_rows_and_lines_have_one_digest() -> None:
