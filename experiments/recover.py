@@ -8,9 +8,10 @@ and the model as it was.
     python -m experiments.recover --model runs/demo/checkpoint --parent demo --corpus demo --distill \\
         --trust-remote-code --out runs/recovered
     python -m experiments.recover --model runs/model-80/checkpoint --parent ORGANISATION/MODEL \\
-        --corpus Salesforce/wikitext:wikitext-2-raw-v1 --method lora --steps 500 --trust-remote-code
+        --corpus alpaca-cleaned --method lora --steps 500 --trust-remote-code
 
-The same command again goes on where it was interrupted. LoRA needs peft: pip install 'secateur[lora]'.
+Conversations are trained on as a whole, questions too. The same command again goes on where it was
+interrupted. LoRA needs peft: pip install 'secateur[lora]'.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from data.corpus import TEXTS
 from data.errors import InputError
 from experiments.command_line import check_least, option, required, run
 from experiments.results import usable, versions
@@ -60,7 +62,7 @@ class Settings:
     )
     corpus: str = option(
         "demo",
-        "text to train (train), choose (validation) and report on (test), as in compress",
+        f"text or conversations to train (train), choose (validation) and report on (test): {TEXTS}",
         group="input",
     )
     seq_len: int = option(256, "tokens in a window", group="input", least=2)
