@@ -53,20 +53,30 @@ def write(checkpoint: Checkpoint, out: Path, choices: Choices) -> list[str]:
     kinds = {entry.name: _kind(entry, dtype) for entry in entries(checkpoint, layout)}
     with whole(out) as partial:
         writer = gguf.GGUFWriter(partial, layout.architecture)
-        _describe(writer, checkpoint, layout, dtype)
-        _tokenize(writer, vocabulary)
-        for entry in entries(checkpoint, layout):
-            kind = gguf.GGMLQuantizationType[kinds[entry.name].upper()]
-            shape = gguf.quants.quant_shape_to_byte_shape(entry.shape, kind)
-            writer.add_tensor_info(entry.name, shape, np.dtype(np.uint8), int(np.prod(shape)), kind)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for entry in entries(checkpoint, layout):  # one in memory at a time
-            kind = gguf.GGMLQuantizationType[kinds[entry.name].upper()]
-            writer.write_tensor_data(gguf.quants.quantize(_checked(entry, kinds[entry.name]), kind))
-        writer.close()
+        try:
+            _describe(writer, checkpoint, layout, dtype)
+            _tokenize(writer, vocabulary)
+            _fill(writer, checkpoint, layout, kinds)
+        finally:
+            writer.close()
     return _notes(checkpoint, layout, dtype, kinds, vocabulary)
+
+
+def _fill(writer: Any, checkpoint: Checkpoint, layout: Layout, kinds: Mapping[str, str]) -> None:
+    """The tensors, of which one is in memory at a time."""
+    from gguf import GGMLQuantizationType
+    from gguf.quants import quant_shape_to_byte_shape, quantize
+
+    kind = {name: GGMLQuantizationType[each.upper()] for name, each in kinds.items()}
+    for entry in entries(checkpoint, layout):
+        shape = quant_shape_to_byte_shape(entry.shape, kind[entry.name])
+        size = int(np.prod(shape))
+        writer.add_tensor_info(entry.name, shape, np.dtype(np.uint8), size, kind[entry.name])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for entry in entries(checkpoint, layout):
+        writer.write_tensor_data(quantize(_checked(entry, kinds[entry.name]), kind[entry.name]))
 
 
 def _kind(entry: Entry, dtype: str) -> str:

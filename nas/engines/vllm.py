@@ -5,7 +5,7 @@ and FFN width, or lack a part; query heads are as many in all. Access goes by at
 comes with code (`configuration_decilm.py`).
 
 `per_layer_config`: vLLM's Transformers backend builds the model from the checkpoint's own modelling file, of
-any family, and asks it for a model without head (`modeling_backbone.py`). The backend gives every block as
+any family, and asks it for a model without head (`nas.engines.backbone`). The backend gives every block as
 many query heads, and before vLLM's pull request 49797 as many KV heads, as the configuration says globally.
 
 Both need attention in the first block. A subnet with one width for all blocks is a plain checkpoint, which
@@ -14,7 +14,9 @@ vLLM runs by its model type.
 
 from __future__ import annotations
 
+import inspect
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,11 +30,7 @@ from nas.space import SearchSpace
 
 DECILM = ("llama", "mistral", "qwen2")
 """Families that DeciLM computes: LLaMA with or without biases."""
-DECILM_CODE, BACKBONE_CODE, MODEL_CODE = (
-    "configuration_decilm.py",
-    "modeling_backbone.py",
-    "modeling_subnet.py",
-)
+DECILM_CODE, MODEL_CODE = "configuration_decilm.py", "modeling_subnet.py"
 _SAME = (
     "attention_bias", "mlp_bias", "bos_token_id", "eos_token_id", "pad_token_id", "head_dim", "hidden_act",
     "hidden_size", "initializer_range", "max_position_embeddings", "num_attention_heads",
@@ -63,7 +61,7 @@ def write(checkpoint: Checkpoint, out: Path, choices: Choices) -> list[str]:
     own = str(checkpoint.config["model_type"]).startswith(OWN)
     form = choices.form
     if form == "auto":
-        form = "plain" if not own else "block_configs" if _is_decilm(checkpoint) else "per_layer_config"
+        form = "plain" if not own else "per_layer_config" if _not_decilm(checkpoint) else "block_configs"
     config = {
         "plain": _plain, "block_configs": block_configs, "per_layer_config": _per_layer
     }[form](checkpoint)  # fmt: skip
@@ -72,9 +70,10 @@ def write(checkpoint: Checkpoint, out: Path, choices: Choices) -> list[str]:
         copy_others(checkpoint, partial)
         if form == "block_configs":
             (partial / MODEL_CODE).unlink(missing_ok=True)
-            _copy_code(configuration_decilm, partial / DECILM_CODE)
+            shutil.copy(configuration_decilm.__file__, partial / DECILM_CODE)
         if form == "per_layer_config":
-            _copy_code(backbone, partial / BACKBONE_CODE)
+            with (partial / MODEL_CODE).open("a", encoding="utf-8") as code:
+                code.write("\n\n" + inspect.getsource(backbone.SubnetModel))
         dtype = save_weights(checkpoint, partial, choices)
         if dtype is not None:
             config["dtype"] = dtype
@@ -93,8 +92,18 @@ WORDS = {
 }
 
 
-def _is_decilm(checkpoint: Checkpoint) -> bool:
-    return checkpoint.family in DECILM and checkpoint.config.get("hidden_act", "silu") == "silu"
+def _not_decilm(checkpoint: Checkpoint) -> str | None:
+    """Why DeciLM does not compute what a model does, if it does not."""
+    config = checkpoint.config
+    if checkpoint.family not in DECILM:
+        return f"DeciLM is LLaMA, and {checkpoint.family!r} is not"
+    if config.get("hidden_act", "silu") != "silu":
+        return f"DeciLM's activation is silu, and this one's {config['hidden_act']!r}"
+    window, longest = config.get("sliding_window"), int(config["max_position_embeddings"])
+    in_use = checkpoint.family == "mistral" or config.get("use_sliding_window")
+    if in_use and window is not None and window < longest:
+        return f"attention sees a window of {window} of {longest} positions, and DeciLM's has none"
+    return None
 
 
 def _plain(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -138,15 +147,9 @@ def _check_output_biases(checkpoint: Checkpoint) -> None:
 def block_configs(checkpoint: Checkpoint) -> dict[str, Any]:
     """The configuration of DeciLM for a checkpoint; `InputError` for what it cannot say."""
     config = checkpoint.config
-    if not _is_decilm(checkpoint):
-        raise InputError(f"DeciLM is LLaMA, and {checkpoint.family!r} is not; give --form per_layer_config")
-    window, longest = config.get("sliding_window"), int(config["max_position_embeddings"])
-    in_use = checkpoint.family == "mistral" or config.get("use_sliding_window")
-    if in_use and window is not None and window < longest:
-        raise InputError(
-            f"attention sees a window of {window} of {longest} positions, and DeciLM's has none; "
-            "give --form per_layer_config"
-        )
+    why = _not_decilm(checkpoint)
+    if why is not None:
+        raise InputError(f"{why}; give --form per_layer_config")
     heads = _check_heads(checkpoint)
     _check_output_biases(checkpoint)
     settings = {name: config[name] for name in _SAME if name in config}
@@ -156,6 +159,7 @@ def block_configs(checkpoint: Checkpoint) -> dict[str, Any]:
         "model_type": "nemotron-nas",
         "architectures": ["DeciLMForCausalLM"],
         "auto_map": {"AutoConfig": "configuration_decilm.DeciLMConfig"},
+        "head_dim": checkpoint.head_dim,
         "num_attention_heads": heads,
         "num_key_value_heads": max(block.kv_heads for block in checkpoint.blocks),
         "intermediate_size": max(block.ffn for block in checkpoint.blocks),
@@ -197,7 +201,7 @@ def _per_layer(checkpoint: Checkpoint) -> dict[str, Any]:
         if own:
             layers[str(index)] = own
     config["per_layer_config"] = layers
-    config["auto_map"]["AutoModel"] = f"{Path(BACKBONE_CODE).stem}.SubnetModel"
+    config["auto_map"]["AutoModel"] = f"{Path(MODEL_CODE).stem}.SubnetModel"
     return config
 
 
@@ -205,12 +209,6 @@ def _layer(config: Mapping[str, Any], index: int) -> Mapping[str, Any]:
     """What `per_layer_config` says of a block; its keys may have zeros before the number."""
     found = [own for key, own in config.get("per_layer_config", {}).items() if int(key) == index]
     return found[0] if found else {}
-
-
-def _copy_code(module: Any, path: Path) -> None:
-    """The text of a module of this project, to stand beside the weights."""
-    text = Path(module.__file__).read_text(encoding="utf-8")
-    path.write_text(text.replace("from nas.modeling_subnet ", "from .modeling_subnet "), encoding="utf-8")
 
 
 ENGINE = Engine(
