@@ -83,6 +83,11 @@ class LlamaCpp:
     def logits(self, tokens: Sequence[int], pieces: Sequence[int] = ()) -> Tensor:
         """Logits (length, vocabulary) of one text, fed in `pieces` of these lengths, the rest at once: the
         cache carries what came before."""
+        self.feed(tokens, pieces)
+        return torch.from_numpy(np.array(self.inner.scores[: len(tokens)], dtype=np.float32))
+
+    def feed(self, tokens: Sequence[int], pieces: Sequence[int] = ()) -> None:
+        """Read one text, as `logits` does."""
         if len(tokens) > self.length:
             raise InputError(f"{len(tokens)} tokens do not fit into {self.length}; open it for more")
         self.inner.reset()
@@ -90,12 +95,6 @@ class LlamaCpp:
         for piece in (*pieces, len(tokens) - sum(pieces)):
             self.inner.eval(list(tokens[first : first + piece]))
             first += piece
-        return torch.from_numpy(np.array(self.inner.scores[: len(tokens)], dtype=np.float32))
-
-    def prefill(self, tokens: Sequence[int]) -> None:
-        """Read a text, for the time that it takes."""
-        self.inner.reset()
-        self.inner.eval(list(tokens))
 
     def encode(self, text: str) -> list[int]:
         """Token ids by the file's own tokenizer, with the first and last token where it adds them."""
