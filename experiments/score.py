@@ -89,7 +89,7 @@ def main(settings: Settings) -> None:
     parent, tokenizer = load_parent(settings.parent, device, dtype)
     check_seq_len(parent, settings.seq_len)
     models: dict[str, Any] = {
-        name: LlamaCpp(name, settings.seq_len)
+        name: LlamaCpp(name, settings.seq_len, device=device)
         if is_gguf(name)
         else load(name, settings.trust_remote_code).to(device, dtype)
         for name in settings.models

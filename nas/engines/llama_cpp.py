@@ -41,7 +41,8 @@ class LlamaCpp:
 
     `length` is the longest text, of which all tokens go through in one pass. It runs as llama.cpp does by
     default, with flash attention and keys and values in 16 bits; `exact` has neither. Where not `every` token
-    gets logits, the last does, for measuring time. Raises `InputError` for a file that llama.cpp cannot load.
+    gets logits, the last does, for measuring time. It runs where llama.cpp was built for, and hands logits
+    over on `device`, where those of other models are. Raises `InputError` for a file that cannot be loaded.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class LlamaCpp:
         exact: bool = False,
         every: bool = True,
         threads: int | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         try:
             import llama_cpp
@@ -73,12 +75,12 @@ class LlamaCpp:
         # It frees what is not Python's, which must happen while there is a Python to call.
         self._closed = weakref.finalize(self, self.inner.close)
         self.length = length
-        self.device = torch.device("cpu")
+        self.device = torch.device(device)
         self.config = Config(int(self.inner.n_vocab()))
 
     def __call__(self, ids: Tensor, use_cache: bool = False) -> Output:
         """Logits (n, length, vocabulary) of texts that know nothing of one another."""
-        return Output(torch.stack([self.logits(row.tolist()) for row in ids]))
+        return Output(torch.stack([self.logits(row.tolist()) for row in ids]).to(self.device))
 
     def logits(self, tokens: Sequence[int], pieces: Sequence[int] = ()) -> Tensor:
         """Logits (length, vocabulary) of one text, fed in `pieces` of these lengths, the rest at once: the

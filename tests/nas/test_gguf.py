@@ -9,14 +9,15 @@ import pytest
 import torch
 from gguf import GGUFReader
 from gguf.quants import dequantize
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from data.errors import InputError
 from nas.architecture import Architecture
 from nas.engines import ENGINES
 from nas.engines.checkpoint import open_checkpoint
 from nas.engines.engine import Choices
-from nas.engines.gguf_rope import interleaved
+from nas.engines.gguf_rope import Rope, interleaved, rope_of
 from nas.export import save_checkpoint
 from nas.families import shape_of
 from nas.subnet import cut
@@ -163,6 +164,30 @@ def test_dtypes(dtype: str, tmp_path: Path) -> None:
     exact = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}[dtype]
     expected = subnet.model.embed_tokens.weight.to(exact).float().detach().numpy()
     assert (tensors(reader)["token_embd.weight"] == expected).all()
+
+
+def test_frequencies_are_read_in_the_words_of_both_transformers() -> None:
+    assert (
+        rope_of({"rope_theta": 5e5}, 8) == rope_of({"rope_parameters": {"rope_theta": 5e5}}, 8) == Rope(5e5)
+    )
+    linear = {"rope_theta": 1e4, "rope_scaling": {"type": "linear", "factor": 2}}
+    assert rope_of(linear, 8) == Rope(1e4, linear=2.0)
+    scaled = dict(
+        rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+        original_max_position_embeddings=8192,
+    )  # fmt: skip
+    rope = rope_of({"rope_theta": 5e5, "rope_scaling": scaled}, 128)
+    config = LlamaConfig(head_dim=128, rope_parameters={"rope_theta": 5e5, **scaled})
+    expected, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    plain = 5e5 ** -(np.arange(0, 128, 2) / 128)
+    assert rope.factors is not None
+    np.testing.assert_allclose(plain / rope.factors, expected.numpy(), rtol=1e-5)
+    for config, sentence in (
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "scaled by 'dynamic'"),
+        ({"partial_rotary_factor": 0.5}, "only a part of each head turns"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            rope_of(config, 8)
 
 
 VOCABULARIES = ("gpt-2", "smollm", "llama-bpe", "qwen2", "tekken", "llama")
