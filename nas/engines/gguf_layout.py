@@ -11,6 +11,7 @@ change nothing (found by reading llama.cpp's graphs, proved by running them):
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +27,12 @@ LLAMA = ("llama", "mistral", "qwen2")
 FAMILIES = (*LLAMA, "qwen3")
 BLOCK = 32
 """Weights that share a scale in Q8_0, and so what the rows it holds are multiples of."""
+_KNOWN = re.compile(
+    r"model\.(embed_tokens|norm)\.weight|lm_head\.weight|model\.layers\.\d+\."
+    r"((self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)\.(weight|bias)|"
+    r"(input_layernorm|post_attention_layernorm)\.weight|.*rotary_emb\.inv_freq)"
+)
+_HEAD_NORM = re.compile(r"model\.layers\.\d+\.self_attn\.[qk]_norm\.weight")
 _OUTPUT_BIASES = ("self_attn.o_proj.bias", "mlp.gate_proj.bias", "mlp.up_proj.bias", "mlp.down_proj.bias")
 
 
@@ -94,6 +101,9 @@ def plan(checkpoint: Checkpoint, padded: bool) -> Layout:
     """
     check_model(checkpoint.config)
     blocks, family = checkpoint.blocks, checkpoint.family
+    for name in checkpoint.places:
+        if not (_KNOWN.fullmatch(name) or (family == "qwen3" and _HEAD_NORM.fullmatch(name))):
+            raise InputError(f"{checkpoint.folder} has the tensor {name}, for which llama.cpp has no place")
     output_bias = [name for name in checkpoint.places if name.endswith(_OUTPUT_BIASES)]
     if family == "qwen3" and output_bias:
         raise InputError(

@@ -206,6 +206,16 @@ def test_nothing_half_is_left_and_nothing_is_overwritten(tmp_path: Path) -> None
         ENGINES["hf"].write(open_checkpoint(folder), tmp_path / "model", Choices(max_shard_size="5 gigs"))
 
 
+def test_no_tensor_is_left_out_unsaid(tmp_path: Path) -> None:
+    parent, shape = permuted_parent("llama")
+    folder = saved(parent, architecture_of_cut("narrow", shape), tmp_path / "checkpoint")
+    weights = load_file(folder / "model.safetensors")
+    for name in ("lm_head.bias", "model.layers.1.self_attn.q_norm.weight"):
+        save_file({**weights, name: torch.ones(8)}, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(InputError, match=f"has the tensor {name}, for which llama.cpp has no place"):
+            ENGINES["gguf"].write(open_checkpoint(folder), tmp_path / "model.gguf", WITHOUT)
+
+
 def test_folders_that_hold_no_checkpoint_are_refused(tmp_path: Path) -> None:
     parent, shape = permuted_parent("llama")
     folder = saved(parent, architecture_of_cut("uniform", shape), tmp_path / "run" / "checkpoint")
