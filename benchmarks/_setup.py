@@ -76,7 +76,7 @@ def make_ready(settings: Common) -> Ready:
     parent, tokenizer = load_parent(settings.parent, device, dtype)
     shape = shape_of(parent)
     space = default_space(shape)
-    corpus = load_corpus(settings.corpus)
+    corpus = load_corpus(settings.corpus, tokenizer)
     train, valid = (
         windows(encode(tokenizer, corpus.split(name), settings.cache), settings.seq_len)
         for name in ("train", "validation")

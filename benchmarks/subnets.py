@@ -213,7 +213,7 @@ def masked(parent: PreTrainedModel, shape: Shape, architecture: Architecture) ->
 def deepcopy_and_prune(parent: PreTrainedModel, shape: Shape, architecture: Architecture) -> PreTrainedModel:
     """A copy of the whole parent whose weights are then sliced down, block by block."""
     model = copy.deepcopy(parent)
-    family = family_of(parent.config)
+    layout = family_of(parent.config).layout
     layers = blocks_of(model)
     kept = nn.ModuleList(layers[block.source] for block in architecture.blocks)
     for slot, (block, layer) in enumerate(zip(architecture.blocks, kept, strict=True)):
@@ -229,7 +229,7 @@ def deepcopy_and_prune(parent: PreTrainedModel, shape: Shape, architecture: Arch
             prune_linear(attention.o_proj, inner, 1)
         else:
             layer.self_attn = NoAttention()
-            for name in family.attention_norms:
+            for name in layout.attention_norms:
                 setattr(layer, name, nn.Identity())
         if block.ffn:
             for linear in (mlp.gate_proj, mlp.up_proj):
@@ -237,7 +237,7 @@ def deepcopy_and_prune(parent: PreTrainedModel, shape: Shape, architecture: Arch
             prune_linear(mlp.down_proj, channels, 1)
         else:
             layer.mlp = NoMlp()
-            for name in family.mlp_norms:
+            for name in layout.mlp_norms:
                 setattr(layer, name, nn.Identity())
     model.model.layers = kept
     model.config.num_hidden_layers = len(kept)

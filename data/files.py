@@ -1,55 +1,37 @@
-"""Local files as text: plain text kept byte for byte, JSON lines and Parquet as documents."""
+"""Local files as text: plain text kept byte for byte, JSON and Parquet as documents or conversations."""
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from data.errors import InputError
+from data.fields import BLANK_LINE, DOCUMENT, LINE, TEXT_FIELD, Field, Passages
 
 TEXT = (".txt", ".raw", ".tokens")
-FORMS = (*TEXT, ".jsonl", ".parquet")
-BLANK_LINE = "\n\n"
+FORMS = (*TEXT, ".jsonl", ".json", ".parquet")
+ROWS = "rows"
+"""In place of the field of a text file: its lines as the Hub has them, blank ones empty, as documents."""
 
 
-@dataclass(frozen=True)
-class Passages:
-    """The parts of a text at which it may be cut, and what stands between two of them.
-
-    Lines keep their own ends and are joined by nothing, so that the whole is the file byte for byte;
-    documents are joined by a blank line.
-    """
-
-    parts: tuple[str, ...]
-    kind: str  # "line" or "document"
-
-    @property
-    def text(self) -> str:
-        """The whole text."""
-        return ("" if self.kind == "line" else BLANK_LINE).join(self.parts)
-
-    def __getitem__(self, span: slice) -> "Passages":
-        return Passages(self.parts[span], self.kind)
-
-    def __len__(self) -> int:
-        return len(self.parts)
-
-
-def read_passages(path: Path, field: str = "text") -> Passages:
-    """A file of one of the `FORMS`: lines of a text file, or the documents in `field` of JSON lines or
-    Parquet.
+def read_passages(path: Path, field: Field = TEXT_FIELD) -> Passages:
+    """A file of one of the `FORMS`: lines of a text file, or what `field` says of the rows of JSON lines, a
+    JSON list or Parquet.
 
     Raises InputError when the file is of another form, is no UTF-8, has no such field, or holds no text.
     """
     form = path.suffix.lower()
     if form in TEXT:
-        passages = Passages(_lines(path), "line")
+        passages = Passages(_lines(path), LINE)
+        if field.name == ROWS:
+            passages = Passages(tuple(line if line.strip() else "" for line in passages.parts), DOCUMENT)
     elif form == ".jsonl":
-        passages = Passages(_json_documents(path, field), "document")
+        passages = field.passages(json_lines(path))
+    elif form == ".json":
+        passages = field.passages(_json_list(path))
     elif form == ".parquet":
-        passages = Passages(_parquet_documents(path, field), "document")
+        passages = field.passages(_parquet_rows(path, field))
     else:
         raise InputError(
             f"{path} ends in {form or 'nothing'!r}: pass a file of one of the forms {', '.join(FORMS)}"
@@ -60,9 +42,12 @@ def read_passages(path: Path, field: str = "text") -> Passages:
 
 
 def join(passages: list[Passages]) -> str:
-    """The text of several files one after another; line files touch, documents are parted by a blank line."""
-    lines_only = all(part.kind == "line" for part in passages)
-    return ("" if lines_only else BLANK_LINE).join(part.text for part in passages)
+    """The text of several files one after another; they are parted by a blank line unless all are of one kind
+    whose parts touch."""
+    kinds = {part.kind for part in passages}
+    if len(kinds) == 1:
+        return Passages(tuple(part for each in passages for part in each.parts), kinds.pop()).text
+    return BLANK_LINE.join(part.text for part in passages)
 
 
 def cut(passages: Passages, name: str) -> tuple[Passages, Passages, Passages]:
@@ -133,31 +118,34 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"line {number:,} of {path}", row
 
 
-def _json_documents(path: Path, field: str) -> tuple[str, ...]:
-    return tuple(_string(row.get(field), field, where, list(row)) for where, row in json_lines(path))
+def _json_list(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a JSON list; of a file that does not begin as one, those of its lines."""
+    text = read_text(path)
+    if not text.lstrip().startswith("["):
+        yield from json_lines(path)
+        return
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is no JSON ({error.msg}): a list of objects is needed") from error
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise InputError(
+                f"item {number:,} of {path} is a {type(row).__name__}: a list of objects is needed"
+            )
+        yield f"item {number:,} of {path}", row
 
 
-def _parquet_documents(path: Path, field: str) -> tuple[str, ...]:
-    import pandas
+def _parquet_rows(path: Path, field: Field) -> Iterator[tuple[str, dict[str, Any]]]:
+    from pyarrow import parquet
 
     try:
-        table = pandas.read_parquet(path)
+        columns = parquet.read_schema(path).names
+        wanted = [name for name in field.of(columns) if name in columns]
+        rows = parquet.read_table(path, columns=wanted).to_pylist() if wanted else [dict.fromkeys(columns)]
     except (OSError, ValueError) as error:  # pyarrow's errors are both
         raise InputError(
             f"{path} is no Parquet file that can be read: {str(error).splitlines()[0]}"
         ) from error
-    columns = [str(column) for column in table.columns]
-    values = table[field].tolist() if field in columns else [None]
-    return tuple(_string(value, field, f"row {row:,} of {path}", columns) for row, value in enumerate(values))
-
-
-def _string(value: object, field: str, where: str, fields: list[str]) -> str:
-    if isinstance(value, str):
-        return value
-    if field in fields:
-        raise InputError(
-            f"{field!r} in {where} is a {type(value).__name__} and no text: name a text field as PATH#FIELD"
-        )
-    raise InputError(
-        f"{where} has no {field!r}, only {', '.join(fields[:12])}: name the text field as PATH#FIELD"
-    )
+    for number, row in enumerate(rows):
+        yield f"row {number:,} of {path}", row

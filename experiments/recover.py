@@ -8,9 +8,10 @@ and the model as it was.
     python -m experiments.recover --model runs/demo/checkpoint --parent demo --corpus demo --distill \\
         --trust-remote-code --out runs/recovered
     python -m experiments.recover --model runs/model-80/checkpoint --parent ORGANISATION/MODEL \\
-        --corpus Salesforce/wikitext:wikitext-2-raw-v1 --method lora --steps 500 --trust-remote-code
+        --corpus alpaca-cleaned --method lora --steps 500 --trust-remote-code
 
-The same command again goes on where it was interrupted. LoRA needs peft: pip install 'secateur[lora]'.
+Conversations are trained on as a whole, questions too. The same command again goes on where it was
+interrupted. LoRA needs peft: pip install 'secateur[lora]'.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from data.corpus import TEXTS
 from data.errors import InputError
 from experiments.command_line import check_least, option, required, run
 from experiments.results import usable, versions
@@ -36,7 +38,7 @@ from experiments.text import Text, read_text
 from nas.architecture import Architecture
 from nas.evaluate import Scores, evaluate_all
 from nas.export import RECORD, save_again
-from nas.families import blocks_of, shape_of
+from nas.families import layers_of, plain, shape_of, width_of
 from nas.finalists import round_weights
 from nas.parent import check_seq_len, choose_device, choose_dtype, digest_of, load_parent
 from nas.recovery import METHODS, Recipe
@@ -60,7 +62,7 @@ class Settings:
     )
     corpus: str = option(
         "demo",
-        "text to train (train), choose (validation) and report on (test), as in compress",
+        f"text or conversations to train (train), choose (validation) and report on (test): {TEXTS}",
         group="input",
     )
     seq_len: int = option(256, "tokens in a window", group="input", least=2)
@@ -123,7 +125,7 @@ def main(settings: Settings) -> None:
         check_seq_len(parent, settings.seq_len)
         shape = shape_of(parent)
         architecture = read_architecture(settings.model, shape)
-        subnet = load(str(settings.model), settings.trust_remote_code)
+        subnet = plain(load(str(settings.model), settings.trust_remote_code))
         check_widths(subnet, architecture)
         stored = subnet.dtype
         subnet = subnet.to(device, dtype)
@@ -218,7 +220,7 @@ def read_architecture(folder: Path, shape: Shape) -> Architecture:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         architecture = Architecture.from_json(json.dumps(record["architecture"]))
-        theirs = record["parent_shape"]
+        theirs = asdict(Shape(**record["parent_shape"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} cannot be read ({type(error).__name__}); give the folder of a checkpoint that this "
@@ -237,10 +239,10 @@ def read_architecture(folder: Path, shape: Shape) -> Architecture:
 
 def check_widths(subnet: PreTrainedModel, architecture: Architecture) -> None:
     """Raises `InputError` where the checkpoint's weights are not of its record's architecture."""
-    blocks = blocks_of(subnet)
+    layers = layers_of(subnet)
     wanted = [block.ffn for block in architecture.blocks]
-    if len(blocks) != len(wanted) or any(
-        layer.mlp.down_proj.in_features != ffn for layer, ffn in zip(blocks, wanted, strict=True) if ffn
+    if len(layers) != len(wanted) or any(
+        width_of(layer) != ffn for layer, ffn in zip(layers, wanted, strict=True) if ffn
     ):
         raise InputError(
             f"the weights of the checkpoint do not have the widths of its {RECORD}; it is damaged"

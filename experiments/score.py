@@ -100,7 +100,7 @@ def main(settings: Settings) -> None:
                 f"{name} has a vocabulary of {model.config.vocab_size}, the parent one of "
                 f"{parent.config.vocab_size}; give models with the parent's tokenizer"
             )
-    words, source = load_text(settings.corpus, settings.split)
+    words, source = load_text(settings.corpus, settings.split, tokenizer)
     every = windows(encode(tokenizer, words), settings.seq_len)
     text = spread(every, min(settings.windows or len(every), len(every)))
     with tqdm(total=len(text), desc="scoring", unit="window", leave=False) as bar:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from data.errors import InputError
-from data.tasks import TASKS, Task, read_task
+from data.tasks import TASKS, Task, canonical, read_task
 from experiments.command_line import option, required, run
 from experiments.results import versions
 from experiments.score import load
@@ -85,7 +85,7 @@ class Line:
 
 def main(settings: Settings) -> None:
     """Read the tasks, score every model on each, print and write."""
-    names = [name for word in settings.tasks for name in word.split(",") if name]
+    names = [canonical(name) for word in settings.tasks for name in word.split(",") if name]
     if not settings.models or not names:
         raise InputError(
             f"{len(settings.models)} models and {len(names)} tasks were given: give at least one of each"

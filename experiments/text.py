@@ -57,7 +57,7 @@ def read_text(
     corpus that cannot be read or is too short for one window, and for a tokenizer that gives ids beyond
     `vocabulary`.
     """
-    found = load_corpus(corpus)
+    found = load_corpus(corpus, tokenizer)
     tokens = {name: encode(tokenizer, found.split(name), cache) for name in ("train", "validation", "test")}
     largest = max(int(ids.max(initial=0)) for ids in tokens.values())
     if largest >= vocabulary:

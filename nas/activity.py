@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nas.calibration import GramSum
-from nas.families import blocks_of
+from nas.families import MLP, layers_of
 from nas.shape import Shape
 
 
@@ -19,10 +19,10 @@ from nas.shape import Shape
 class BlockActivity:
     """Means over all tokens of one block, float64.
 
-    `attention_input_gram` and `mlp_input_gram` (hidden, hidden): outer products of what q_proj and gate_proj
-    read. `attention_mean` (H*D,) and `ffn_mean` (P,): inputs of o_proj and down_proj. `head_norm` (H,): the
-    Euclidean norm of each head's output before o_proj; `channel_magnitude` (P,): the absolute value of each
-    channel before down_proj.
+    `attention_input_gram` and `mlp_input_gram` (hidden, hidden): outer products of what the projections of
+    the attention and the MLP read. `attention_mean` (H*D,) and `ffn_mean` (P,): inputs of o_proj and
+    down_proj. `head_norm` (H,): the Euclidean norm of each head's output before o_proj; `channel_magnitude`
+    (P,): the absolute value of each channel before down_proj.
     """
 
     attention_input_gram: Tensor
@@ -69,21 +69,21 @@ def measure_activity(
     parent: PreTrainedModel, shape: Shape, windows: Tensor, *, batch_size: int = 8
 ) -> tuple[BlockActivity, ...]:
     """Run the parent over `windows` (n, seq_len), once."""
-    layers = blocks_of(parent)
+    layers = layers_of(parent)
     grams = [(GramSum(), GramSum()) for _ in layers]
     means = [(_Mean(), _Mean(), _Mean(), _Mean()) for _ in layers]
     hooks = []
-    for block, (read, fed), (attention, ffn, norm, magnitude) in zip(layers, grams, means, strict=True):
+    for layer, (read, fed), (attention, ffn, norm, magnitude) in zip(layers, grams, means, strict=True):
         for module, see in (
-            (block.self_attn.q_proj, read.add),
-            (block.mlp.gate_proj, fed.add),
-            (block.self_attn.o_proj, partial(_see_heads, attention, norm, shape.head_dim)),
-            (block.mlp.down_proj, partial(_see_channels, ffn, magnitude)),
+            (layer.q_proj, read.add),
+            (layer.inputs(MLP)[0], fed.add),
+            (layer.o_proj, partial(_see_heads, attention, norm, shape.head_dim)),
+            (layer.down_proj, partial(_see_channels, ffn, magnitude)),
         ):
             hooks.append(module.register_forward_pre_hook(partial(_first, see)))
     try:
         for batch in windows.split(batch_size):
-            parent.model(batch.to(parent.device), use_cache=False)
+            parent.base_model(batch.to(parent.device), use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()

@@ -13,7 +13,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from data.errors import InputError
-from nas.families import PROJECTIONS, blocks_of
+from nas.families import layers_of
 
 
 class Adapted(nn.Linear):
@@ -72,13 +72,11 @@ def adapt(
         module.scale, module.dropout = alpha / rank, dropout
         parameters.extend((module.down, module.up))
 
-    for block in blocks_of(model):
-        for part, names in PROJECTIONS.items():
-            for name in names:
-                linear = getattr(getattr(block, part), name)
-                give(linear, Adapted, linear.in_features, linear.out_features)
+    for layer in layers_of(model):
+        for _, linear in layer.projections():
+            give(linear, Adapted, linear.in_features, linear.out_features)
     if ends:
-        embedding, head = model.model.embed_tokens, model.lm_head
+        embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
         tied = head.weight is embedding.weight
         give(embedding, AdaptedEmbedding, embedding.embedding_dim, embedding.num_embeddings)
         if tied:

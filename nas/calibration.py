@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from nas.families import blocks_of
+from nas.families import layers_of
+from nas.families.experts import contributions
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,8 @@ class Statistics:
     """Per block, over all calibration tokens.
 
     `attention_gram` (H*D, H*D) and `ffn_gram` (P, P) are mean outer products of the inputs of o_proj and
-    down_proj, in float64; `influence` is 1 - mean cosine between a block's input and output (ShortGPT's
+    down_proj, in float64; of a mixture of P experts, `ffn_gram` holds the mean inner products of what they
+    add to the stream; `influence` is 1 - mean cosine between a block's input and output (ShortGPT's
     block influence, larger is more important); `tokens` is how many were seen.
     """
 
@@ -59,6 +62,18 @@ class GramSum:
         return total.div_(count)
 
 
+def watch_experts(experts: nn.Module, gram: GramSum) -> RemovableHandle:
+    """Add up the inner products of what experts add to the stream, as they are called."""
+
+    def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        for outputs in contributions(module, *args):  # (tokens, experts, hidden) of some tokens
+            inner = torch.einsum("teh,tfh->ef", outputs.float(), outputs.float()).double()
+            gram.total = inner if gram.total is None else gram.total.add_(inner)
+            gram.count += len(outputs)
+
+    return experts.register_forward_pre_hook(hook)
+
+
 @torch.no_grad()
 def calibrate(
     parent: PreTrainedModel,
@@ -68,7 +83,7 @@ def calibrate(
     progress: Callable[[int], object] = lambda done: None,
 ) -> Statistics:
     """Run the parent over `windows` (n, seq_len); `progress` is told how many windows each batch had."""
-    layers = blocks_of(parent)
+    layers = layers_of(parent)
     attention = [GramSum() for _ in layers]
     ffn = [GramSum() for _ in layers]
     cosine = [0.0 for _ in layers]
@@ -78,19 +93,23 @@ def calibrate(
         hooks.append(module.register_forward_pre_hook(lambda _, args: gram.add(args[0])))
 
     def watch_block(index: int, block: nn.Module) -> None:
-        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            similar = functional.cosine_similarity(args[0].float(), output.float(), dim=-1)
+        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+            behind = output[0] if isinstance(output, tuple) else output
+            similar = functional.cosine_similarity(args[0].float(), behind.float(), dim=-1)
             cosine[index] += float(similar.double().sum())
 
         hooks.append(block.register_forward_hook(hook))
 
-    for index, block in enumerate(layers):
-        watch_input(block.self_attn.o_proj, attention[index])
-        watch_input(block.mlp.down_proj, ffn[index])
-        watch_block(index, block)
+    for index, layer in enumerate(layers):
+        watch_input(layer.o_proj, attention[index])
+        if layer.layout.experts:
+            hooks.append(watch_experts(layer.mlp.experts, ffn[index]))
+        else:
+            watch_input(layer.down_proj, ffn[index])
+        watch_block(index, layer.module)
     try:
         for batch in windows.split(batch_size):
-            parent.model(batch.to(parent.device), use_cache=False)
+            parent.base_model(batch.to(parent.device), use_cache=False)
             progress(len(batch))
     finally:
         for handle in hooks:

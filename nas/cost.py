@@ -43,7 +43,7 @@ def block_parameters(shape: Shape, widths: Widths, heads: HeadWidths | None = No
     part = whole if heads is None else whole * heads // shape.head_dim  # without remainder
     attention = part + shape.attention_fixed * (groups > 0)
     mlp = ffn * shape.per_channel + shape.mlp_fixed * (ffn > 0)
-    return (attention + mlp).sum(-1)
+    return (attention + mlp + shape.shared_norms * ((groups > 0) | (ffn > 0))).sum(-1)
 
 
 def parameters(shape: Shape, widths: Widths, heads: HeadWidths | None = None) -> Counts:
@@ -55,12 +55,17 @@ def flops(shape: Shape, widths: Widths, seq_len: int, heads: HeadWidths | None =
     """FLOPs of one forward pass over one window of `seq_len` tokens, (...,), head included.
 
     2 FLOPs per weight and token for every linear map, and 4 * heads * head_dim * seq_len^2 for the two
-    attention products, counted full and not causal: what `torch.utils.flop_counter` counts.
+    attention products, counted full and not causal: what `torch.utils.flop_counter` counts. Of experts,
+    those that a token visits and the router.
     """
     groups, queries, ffn = np.moveaxis(widths, -1, 0)
     head = shape.head_dim if heads is None else heads
     inner = groups * queries * head  # columns of o_proj
-    weights = shape.hidden * (2 * groups * head + 2 * inner + 3 * ffn)
+    if shape.experts_per_token:
+        lines = (shape.lines - 1) * np.minimum(ffn, shape.experts_per_token) + ffn
+    else:
+        lines = shape.lines * ffn
+    weights = shape.hidden * (2 * groups * head + 2 * inner + lines)
     return 2 * seq_len * (weights.sum(-1) + shape.vocab * shape.hidden) + 4 * seq_len**2 * inner.sum(-1)
 
 
@@ -69,7 +74,8 @@ def kv_cache_bytes(
 ) -> Counts:
     """Bytes of keys and values that a context of this length leaves in the cache, (...,)."""
     head = shape.head_dim if heads is None else heads
-    return 2 * (widths[..., 0] * head).sum(-1) * context * bytes_per_element
+    cached = widths[..., 0] * (widths[..., 1] if shape.caches_queries else 1)
+    return 2 * (cached * head).sum(-1) * context * bytes_per_element
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,11 @@ always varies by block, and they refuse to read such a width from a configuratio
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -43,9 +44,10 @@ from transformers.utils import logging
 from data.errors import InputError
 from nas import modeling_subnet
 from nas.architecture import Architecture
-from nas.families import blocks_of, family_of
+from nas.families import ATTENTION, MLP, blocks_of, family_of, layers_of, native_state
+from nas.ranking import reorder_heads
 from nas.shape import Shape, check_fits
-from nas.subnet import depth_settings
+from nas.subnet import depth_settings, width_settings
 
 CODE = "modeling_subnet.py"
 RECORD = "architecture.json"
@@ -112,7 +114,7 @@ def save_again(subnet: PreTrainedModel, like: Path, folder: Path) -> Path:
     _check_replaceable(folder)
     stored = getattr(torch, json.loads((like / "config.json").read_text(encoding="utf-8"))["dtype"])
     with _quiet(), _whole_or_not_at_all(folder) as partial:
-        subnet.to(stored).save_pretrained(partial)
+        subnet.to(stored).save_pretrained(partial, state_dict=native_state(subnet))
         for path in like.iterdir():
             is_weights = path.name.endswith((".safetensors", ".index.json"))
             if path.is_file() and not is_weights and path.suffix != ".md":
@@ -132,19 +134,37 @@ def _as_saved(
 ) -> tuple[PreTrainedModel, str | None]:
     """The subnet's tensors in a model built from nothing but the configuration that will be saved, and the
     code to save with it if the model needs any."""
-    state = subnet.state_dict()
-    for model_class, config in _plain_configs(type(subnet), parent_config, shape, architecture):
-        model = _filled(model_class, config, state)
+    state = native_state(subnet)
+    ways = _plain_configs(type(subnet), parent_config, shape, architecture)
+    ordered = _in_the_parents_order(subnet, shape) if ways else state
+    for model_class, config in ways:
+        model = _filled(model_class, config, ordered)
         if model is not None:
             return model, None
     code = _code_for(subnet, parent_config)
     module: dict[str, Any] = {"__name__": Path(CODE).stem}
     exec(compile(code, CODE, "exec"), module)
-    config = _own_config(module["SubnetConfig"], parent_config, shape, architecture, set(state))
+    config = _own_config(module["SubnetConfig"], subnet, parent_config, shape, architecture)
     model = _filled(module["SubnetForCausalLM"], config, state)
     if model is None:
         raise InputError(f"the subnet does not have the widths of the architecture {architecture.digest}")
     return model, code
+
+
+def _in_the_parents_order(subnet: PreTrainedModel, shape: Shape) -> dict[str, Tensor]:
+    """The tensors of a subnet for a plain checkpoint: where position biases hang on the numbers of heads, and
+    all heads have been kept, with these in their order and no numbers noted."""
+    layers = layers_of(subnet)
+    if not layers[0].layout.alibi or any(
+        len(layer.attention.heads) < layer.attention.parent_heads for layer in layers
+    ):
+        return native_state(subnet)
+    copied = copy.deepcopy(subnet)
+    for layer in layers_of(copied):
+        numbers = layer.attention.heads.view(-1, shape.queries_per_group)
+        reorder_heads(layer, shape, numbers[:, 0].argsort(), numbers.argsort(dim=1))
+        del layer.attention.heads
+    return native_state(copied)
 
 
 def _filled(
@@ -152,7 +172,10 @@ def _filled(
 ) -> PreTrainedModel | None:
     """A model of this configuration holding these tensors themselves, or None if it is of other shapes."""
     with torch.device("meta"):
-        model = model_class(config)
+        try:
+            model = model_class(config)
+        except ValueError:  # heads that the family's own attention refuses
+            return None
     if {name: weight.shape for name, weight in model.state_dict().items()} != {
         name: weight.shape for name, weight in state.items()
     }:
@@ -163,12 +186,17 @@ def _filled(
 
 def _settings(parent_config: PreTrainedConfig, shape: Shape, architecture: Architecture) -> dict[str, Any]:
     """The parent's settings with those that follow the kept blocks, without what names the parent itself."""
-    settings = parent_config.to_dict() | depth_settings(parent_config, architecture)
-    settings["hidden_size"] = architecture.hidden
-    settings["head_dim"] = shape.head_dim  # some families else divide the hidden width by the heads kept
+    own = depth_settings(parent_config, architecture)
+    own |= width_settings(parent_config, shape, architecture.hidden)
+    settings = parent_config.to_dict() | _by_own_names(parent_config, own)
     for name in _OF_THE_PARENT_ALONE:
         settings.pop(name, None)
     return settings
+
+
+def _by_own_names(config: PreTrainedConfig, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings by the names that the family's configuration is written with."""
+    return {config.attribute_map.get(name, name): value for name, value in settings.items()}
 
 
 def _plain_configs(
@@ -181,11 +209,12 @@ def _plain_configs(
     block = architecture.blocks[0]
     if not (architecture.is_uniform and block.kv_groups and block.ffn and block.head_width is None):
         return []
-    settings = _settings(parent_config, shape, architecture) | {
-        "num_attention_heads": block.heads,
-        "num_key_value_heads": block.kv_groups,
-        "intermediate_size": block.ffn,
-    }
+    widths = {"num_attention_heads": block.heads, "num_key_value_heads": block.kv_groups}
+    if shape.experts_per_token:
+        widths["num_experts"] = block.ffn
+    else:
+        widths[family_of(parent_config).ffn_setting] = block.ffn
+    settings = _settings(parent_config, shape, architecture) | _by_own_names(parent_config, widths)
     ways: list[tuple[type[PreTrainedModel], PreTrainedConfig]] = []
     with suppress(StrictDataclassError):  # the heads do not divide the hidden width
         ways.append((model_class, type(parent_config)(**settings)))
@@ -198,37 +227,29 @@ def _plain_configs(
 
 def _own_config(
     config_class: type[PreTrainedConfig],
+    subnet: PreTrainedModel,
     parent_config: PreTrainedConfig,
     shape: Shape,
     architecture: Architecture,
-    tensors: Collection[str],
 ) -> PreTrainedConfig:
     """The configuration of a heterogeneous subnet: globally the parent's widths, and every block's own, with
-    the biases of output matrices where the named tensors have such as the family's configuration has not."""
+    the biases of output matrices where the subnet has such as the family does not build."""
     per_layer: dict[int, dict[str, Any]] = {}
     narrow = any(block.head_width for block in architecture.blocks)
     for index, block in enumerate(architecture.blocks):
         per_layer[index] = {"head_width": block.head_width or shape.head_dim} if narrow else {}
-        per_layer[index] |= {
+        widths = {
             "num_attention_heads": block.heads,
             "num_key_value_heads": block.kv_groups,
             "intermediate_size": block.ffn,
-            "skip": [
-                name for name, width in (("attention", block.kv_groups), ("mlp", block.ffn)) if not width
-            ],
         }
-    added = {
-        index: [
-            part
-            for part, name, setting in (
-                ("attention", "self_attn.o_proj", "attention_bias"), ("mlp", "mlp.down_proj", "mlp_bias"),
-            )
-            if f"model.layers.{index}.{name}.bias" in tensors and not getattr(parent_config, setting, False)
-        ]
-        for index in per_layer
-    }  # fmt: skip
-    if any(added.values()):
-        for index, parts in added.items():
+        # By the family's own names its own classes refuse to read them as if they were global.
+        per_layer[index] |= _by_own_names(parent_config, widths)
+        skipped = [name for name, width in ((ATTENTION, block.kv_groups), (MLP, block.ffn)) if not width]
+        per_layer[index]["skip"] = skipped
+    added = _added_biases(subnet, parent_config, architecture)
+    if any(added):
+        for index, parts in enumerate(added):
             per_layer[index]["output_bias"] = parts
     stem = Path(CODE).stem
     return config_class(
@@ -238,49 +259,63 @@ def _own_config(
     )
 
 
-def _header(
-    config_class: type, block_class: type, model_class: type, family: str, norms: tuple[tuple[str, ...], ...]
-) -> str:
-    """The lines of `modeling_subnet.py` that name the family."""
+def _added_biases(
+    subnet: PreTrainedModel, parent_config: PreTrainedConfig, architecture: Architecture
+) -> list[list[str]]:
+    """The modules of each block whose output matrix has a bias that the family's own has not."""
+    layers = layers_of(subnet)
+    with torch.device("meta"):
+        whole = type(layers[0].module)(parent_config, 0)
+    added = []
+    for layer, block in zip(layers, architecture.blocks, strict=True):
+        kept = [ATTENTION] if block.kv_groups else []
+        kept += [MLP] if block.ffn and not layer.layout.experts else []
+        paths = {part: layer.path("o_proj" if part == ATTENTION else "down_proj") for part in kept}
+        added.append(
+            [
+                part for part, path in paths.items()
+                if layer.output(part).bias is not None and whole.get_submodule(path).bias is None
+            ]
+        )  # fmt: skip
+    return added
+
+
+def _imports(config_class: type, block_class: type, model_class: type) -> str:
+    """The lines of `modeling_subnet.py` that import the family's classes."""
     models = model_class.__module__
     return f"""\
 from {config_class.__module__} import {config_class.__name__} as FamilyConfig
 from {models} import {block_class.__name__} as FamilyBlock
 from {models} import {model_class.__name__} as FamilyForCausalLM
-
-FAMILY = "{family}"
-ATTENTION_NORMS: tuple[str, ...] = {_tuple(norms[0])}
-MLP_NORMS: tuple[str, ...] = {_tuple(norms[1])}
 """
 
 
-def _tuple(names: tuple[str, ...]) -> str:
-    return "(" + ", ".join(f'"{name}"' for name in names) + ("," if len(names) == 1 else "") + ")"
+def _names(family: str, layout: modeling_subnet.Layout) -> str:
+    """Those that say which family it is, and where that has its parts."""
+    usual = modeling_subnet.Layout()._asdict()
+    other = [f"{name}={value!r}" for name, value in layout._asdict().items() if value != usual[name]]
+    return f"""\
+FAMILY = "{family}"
+LAYOUT = Layout({", ".join(other)})
+"""
 
 
 def _code_for(subnet: PreTrainedModel, parent_config: PreTrainedConfig) -> str:
     """`modeling_subnet.py` for the subnet's family; as it stands in this project, it is LLaMA's."""
-    template = Path(modeling_subnet.__file__).read_text(encoding="utf-8")
-    written = _header(
-        modeling_subnet.FamilyConfig,
-        modeling_subnet.FamilyBlock,
-        modeling_subnet.FamilyForCausalLM,
-        modeling_subnet.FAMILY,
-        (modeling_subnet.ATTENTION_NORMS, modeling_subnet.MLP_NORMS),
-    )
-    if template.count(written) != 1:
-        raise RuntimeError(f"{CODE} does not hold the lines that name its family as expected")
-    family = family_of(parent_config)
-    return template.replace(
-        written,
-        _header(
-            type(parent_config),
-            type(blocks_of(subnet)[0]),
-            type(subnet),
-            str(parent_config.model_type),
-            (family.attention_norms, family.mlp_norms),
+    code = Path(modeling_subnet.__file__).read_text(encoding="utf-8")
+    llama = modeling_subnet
+    own = (type(parent_config), type(blocks_of(subnet)[0]), type(subnet))
+    for written, wanted in (
+        (_imports(llama.FamilyConfig, llama.FamilyBlock, llama.FamilyForCausalLM), _imports(*own)),
+        (
+            _names(llama.FAMILY, llama.LAYOUT),
+            _names(str(parent_config.model_type), family_of(parent_config).layout),
         ),
-    )
+    ):
+        if code.count(written) != 1:
+            raise RuntimeError(f"{CODE} does not hold the lines that name its family as expected")
+        code = code.replace(written, wanted)
+    return code
 
 
 def _record(parent_config: PreTrainedConfig, shape: Shape, architecture: Architecture) -> str:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from nas.families import PROJECTIONS, blocks_of
-
-OUTPUTS = ("o_proj", "down_proj")
-"""Projections whose columns, not rows, belong to units."""
+from nas.families import OUTPUTS, layers_of
 
 
 @dataclass(frozen=True)
@@ -33,13 +30,6 @@ class BlockGradients:
     absolute: Mapping[str, Tensor]
 
 
-def projections(block: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    """The linear maps of a block by name."""
-    for part, names in PROJECTIONS.items():
-        for name in names:
-            yield name, getattr(getattr(block, part), name)
-
-
 def lines(name: str, matrix: Tensor) -> Tensor:
     """A projection's entries summed over each line that belongs to one unit: (rows,), or (columns,) of an
     output matrix, in float64."""
@@ -53,7 +43,7 @@ def measure_gradients(parent: PreTrainedModel, windows: Tensor) -> tuple[BlockGr
     (horseee/LLM-Pruner#23: element-1 and mix gave the same perplexity).
     """
     model = copy.deepcopy(parent).float().requires_grad_(False).eval()
-    watched = [dict(projections(block)) for block in blocks_of(model)]
+    watched = [dict(layer.projections()) for layer in layers_of(model)]
     for block in watched:
         for linear in block.values():
             linear.weight.requires_grad_(True)

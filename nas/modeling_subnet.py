@@ -6,22 +6,80 @@ stores without building from it; the classes below build from it. They need noth
 transformers: `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama import modeling_llama as llama
 from transformers.models.llama.configuration_llama import LlamaConfig as FamilyConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer as FamilyBlock
 from transformers.models.llama.modeling_llama import LlamaForCausalLM as FamilyForCausalLM
+from transformers.pytorch_utils import Conv1D
+
+
+class Layout(NamedTuple):
+    """Where a family's model keeps its blocks, and a block its parts; LLaMA's places by default.
+
+    Paths: of the blocks in the model (`layers`), of `attention` and `mlp` in a block ("": in the block
+    itself), of everything else in those two. `qkv` and `gate_up`, where given, are one matrix in place of
+    q_proj, k_proj and v_proj, and of gate_proj and up_proj: their rows one below the other, but for a
+    `grouped` qkv, where the queries, key and value of each KV group are. `transposed` ones are Conv1D.
+    A norm is "" where there is none in that place. `slot` is the attribute that numbers the KV cache's
+    layers; a `parallel` MLP reads the stream in front of the attention; some attentions ask the configuration
+    for their heads when they run (`heads_in_config`); with `experts` the MLP is a router `mlp.gate` over
+    `mlp.experts`; with `alibi` attentions get biases that hang on the numbers of their heads.
+    """
+
+    layers: str = "model.layers"
+    attention: str = "self_attn"
+    slot: str = "layer_idx"
+    qkv: str = ""
+    grouped: bool = False
+    output: str = "o_proj"
+    mlp: str = "mlp"
+    gate_up: str = ""
+    gated: bool = True
+    up: str = "up_proj"
+    down: str = "down_proj"
+    activation: str = "act_fn"
+    transposed: bool = False
+    attention_pre: str = "input_layernorm"
+    attention_post: str = ""
+    mlp_pre: str = "post_attention_layernorm"
+    mlp_post: str = ""
+    parallel: bool = False
+    heads_in_config: bool = False
+    experts: bool = False
+    alibi: bool = False
+
+    @property
+    def attention_norms(self) -> tuple[str, ...]:
+        """Norms that go with the attention: all of its own that it does not share with the MLP."""
+        return self._alone((self.attention_pre, self.attention_post), (self.mlp_pre, self.mlp_post))
+
+    @property
+    def mlp_norms(self) -> tuple[str, ...]:
+        """Norms that go with the MLP."""
+        return self._alone((self.mlp_pre, self.mlp_post), (self.attention_pre, self.attention_post))
+
+    @staticmethod
+    def _alone(names: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
+        return tuple(name for name in names if name and name not in others)
+
+    def within(self, part: str, name: str) -> str:
+        """The path in a block of what is called `name` in its "attention" or "mlp"."""
+        whole = self.attention if part == "attention" else self.mlp
+        return f"{whole}.{name}" if whole else name
+
 
 FAMILY = "llama"
-ATTENTION_NORMS: tuple[str, ...] = ("input_layernorm",)
-MLP_NORMS: tuple[str, ...] = ("post_attention_layernorm",)
+LAYOUT = Layout()
 
 
 class Absent(nn.Module):
@@ -33,19 +91,19 @@ class Absent(nn.Module):
 
 
 class NoAttention(Absent):
-    """In place of an attention."""
+    """In place of an attention; where that would add the residual stream itself (bloom), it passes it on."""
 
-    def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None]:
+    def forward(self, hidden_states: Tensor, residual: Tensor | None = None, **_: Any) -> tuple[Tensor, None]:
         """A zero that broadcasts."""
-        return hidden_states.new_zeros(()), None
+        return hidden_states.new_zeros(()) if residual is None else residual, None
 
 
 class NoMlp(Absent):
-    """In place of an MLP."""
+    """In place of an MLP; see `NoAttention`."""
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """A zero that broadcasts."""
-        return hidden_states.new_zeros(())
+    def forward(self, hidden_states: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Zeros: some families add to them in place."""
+        return torch.zeros_like(hidden_states) if residual is None else residual
 
 
 class NarrowAttention(nn.Module):
@@ -110,6 +168,83 @@ def _narrow_class(family: type) -> type:
     return type(f"Narrow{family.__name__}", (NarrowAttention, family), {})
 
 
+class AlibiAttention(nn.Module):
+    """An attention that takes of the model's position biases, one a head of the parent, those of its heads.
+
+    `heads` (heads,) are the numbers that its heads have in the parent. See `keep_biases`.
+    """
+
+    heads: Tensor
+    parent_heads: int
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        *args: Any,
+        alibi: Tensor | None,
+        attention_mask: Tensor | None,
+        **kwargs: Any,
+    ) -> Any:
+        """As the family's own, with the biases of its own heads."""
+        if alibi is not None:  # (batch * parent's heads, 1, length), or falcon's with two dimensions
+            each = alibi if alibi.dim() == 4 else alibi.view(-1, self.parent_heads, *alibi.shape[1:])
+            each = each[:, self.heads]
+            alibi = each if alibi.dim() == 4 else each.flatten(0, 1)
+            if attention_mask is not None and attention_mask.shape[1] == self.parent_heads > 1:
+                attention_mask = attention_mask[:, self.heads]  # falcon folds the biases into its masks
+        return super().forward(hidden_states, *args, alibi=alibi, attention_mask=attention_mask, **kwargs)
+
+
+def keep_biases(attention: nn.Module, heads: Tensor, parent_heads: int) -> nn.Module:
+    """An attention with ALiBi biases, told in place which heads of the parent it has."""
+    attention.parent_heads = parent_heads
+    attention.register_buffer("heads", heads)
+    attention.__class__ = _alibi_class(attention.__class__)
+    return attention
+
+
+@cache
+def _alibi_class(family: type) -> type:
+    if issubclass(family, AlibiAttention):
+        return family
+    return type(f"Alibi{family.__name__}", (AlibiAttention, family), {})
+
+
+class OwnHeads:
+    """The model's configuration but for a block's own number of query heads."""
+
+    def __init__(self, config: Any, heads: int) -> None:
+        self.__dict__.update(shared=config, num_attention_heads=heads)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what copying looks for before there is anything here
+            raise AttributeError(name)
+        return getattr(self.shared, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.shared, name, value)
+
+
+def set_heads(attention: nn.Module, groups: int, queries: int, head_dim: int) -> None:
+    """Tell an attention that it has so many KV groups of so many queries, by the names that it knows."""
+    heads = groups * queries
+    for name, value in (
+        ("num_heads", heads), ("num_attention_heads", heads), ("split_size", heads * head_dim),
+        ("num_key_value_heads", groups), ("num_kv_heads", groups), ("num_key_value_groups", queries),
+    ):  # fmt: skip
+        if hasattr(attention, name):
+            setattr(attention, name, value)
+
+
+def set_config(block: nn.Module, config: Any, layout: Layout, heads: int) -> None:
+    """Give the modules of a block that keep a configuration this one, so that a later change of it (of the
+    attention's implementation, say) is theirs, too."""
+    for name, module in block.named_modules():
+        if "config" in module.__dict__:
+            own = layout.heads_in_config and name == layout.attention
+            module.config = OwnHeads(config, heads) if own else config
+
+
 def cache_slots(kinds: Sequence[str | None], attends: Sequence[bool]) -> list[int]:
     """The layer of the KV cache that each block writes to, for blocks of these layer types.
 
@@ -134,12 +269,28 @@ class SubnetConfig(FamilyConfig):
 
     def validate(self) -> None:
         """The family's checks of the global widths, for once without a warning that these vary by block."""
-        varying = self.__dict__.pop("_heterogeneity_spec", None)
-        try:
+        with as_uniform(self):
             super().validate()
-        finally:
-            if varying is not None:
-                self._heterogeneity_spec = varying
+
+
+@contextmanager
+def as_uniform(config: PreTrainedConfig) -> Iterator[None]:
+    """A configuration that for a while has the global widths only, and does not warn of those that vary."""
+    varying = config.__dict__.pop("_heterogeneity_spec", None)
+    try:
+        yield
+    finally:
+        if varying is not None:
+            config._heterogeneity_spec = varying
+
+
+if isinstance(getattr(FamilyConfig, "head_dim", None), property):
+
+    def _head_dim(config: SubnetConfig) -> int:
+        with as_uniform(config):  # falcon divides by its heads, of which blocks have their own numbers
+            return super(SubnetConfig, config).head_dim
+
+    SubnetConfig.head_dim = property(_head_dim)
 
 
 class SubnetForCausalLM(FamilyForCausalLM):
@@ -151,14 +302,16 @@ class SubnetForCausalLM(FamilyForCausalLM):
         if not hasattr(config, "is_heterogeneous"):
             raise ImportError("this checkpoint needs transformers 5.14 or newer")
         depth = config.num_hidden_layers
-        config.num_hidden_layers = 0  # the family's blocks would all be built at the full width
-        super().__init__(config)
-        config.num_hidden_layers = depth
         widths = [config.per_layer_config[index] for index in range(depth)]
+        with as_uniform(config):
+            config.num_hidden_layers = 0  # the family's blocks would all be built at the full width
+            super().__init__(config)
+            config.num_hidden_layers = depth
         kinds = getattr(config, "layer_types", None) or [None] * depth
         slots = cache_slots(kinds, ["attention" not in own.skip for own in widths])
+        layers = self.get_submodule(LAYOUT.layers)
         for index, own in enumerate(widths):
-            self.model.layers.append(build_block(config, own, index, slots[index]))
+            layers.append(build_block(config, own, index, slots[index]))
         self.post_init()
 
     def _get_static_cache_init_shape(self) -> None:
@@ -167,35 +320,88 @@ class SubnetForCausalLM(FamilyForCausalLM):
 
 def build_block(config: SubnetConfig, own: SubnetConfig, index: int, slot: int) -> nn.Module:
     """One block of the widths in `own`, whose keys and values go to layer `slot` of the cache."""
+    with as_uniform(config):
+        block = FamilyBlock(config, index)
+    set_config(block, config, LAYOUT, own.num_attention_heads)
     if "attention" in own.skip:
-        own.num_attention_heads = own.num_key_value_heads = 1  # said to be 0; built, and thrown away below
-    if "mlp" in own.skip:
-        own.intermediate_size = 1
-    whole = config.head_dim
-    own.head_dim = getattr(own, "head_width", whole)
-    block = FamilyBlock(own, index)
-    for module in block.modules():
-        if hasattr(module, "config"):
-            module.config = config  # a later set_attn_implementation changes this one only
-    attention = block.self_attn
-    attention.layer_idx = slot
-    inner = own.num_attention_heads * attention.head_dim
-    if attention.o_proj.in_features != inner:  # helium builds it square
-        attention.o_proj = nn.Linear(inner, config.hidden_size, bias=attention.o_proj.bias is not None)
-    for part, name in (("attention", "self_attn.o_proj"), ("mlp", "mlp.down_proj")):
-        output = block.get_submodule(name)
-        if part in getattr(own, "output_bias", ()) and output.bias is None:
-            output.bias = nn.Parameter(torch.zeros(output.out_features))
-    if own.head_dim < whole:
-        attention.scaling = whole**-0.5
-        rotary = torch.zeros(own.num_key_value_heads, own.head_dim // 2, dtype=torch.long)
-        narrow(attention, rotary)
-    if "attention" in own.skip:
-        block.self_attn = NoAttention()
-        for name in ATTENTION_NORMS:
+        block.set_submodule(LAYOUT.attention, NoAttention())
+        for name in LAYOUT.attention_norms:
             setattr(block, name, nn.Identity())
+    else:
+        build_attention(block, own, slot)
     if "mlp" in own.skip:
-        block.mlp = NoMlp()
-        for name in MLP_NORMS:
-            setattr(block, name, nn.Identity())
+        skip_mlp(block, LAYOUT)
+    else:
+        build_mlp(block, own)
     return block
+
+
+def build_attention(block: nn.Module, own: SubnetConfig, slot: int) -> None:
+    """Change the attention of a block as its family builds it to the widths in `own`."""
+    attention = block.get_submodule(LAYOUT.attention)
+    setattr(attention, LAYOUT.slot, slot)
+    heads, groups = own.num_attention_heads, own.num_key_value_heads
+    whole = attention.head_dim if hasattr(attention, "head_dim") else attention.head_size
+    width = getattr(own, "head_width", whole)
+    if LAYOUT.alibi:
+        keep_biases(attention, torch.zeros(heads, dtype=torch.long), attention.num_heads)
+    set_heads(attention, groups, heads // groups, width)
+    rows = {"q_proj": heads * width, "k_proj": groups * width, "v_proj": groups * width}
+    if LAYOUT.qkv:
+        rows = {LAYOUT.qkv: sum(rows.values())}
+    for name, count in rows.items():
+        resize(block, LAYOUT.within("attention", name), rows=count)
+    output = LAYOUT.within("attention", LAYOUT.output)
+    resize(block, output, columns=heads * width, bias="attention" in getattr(own, "output_bias", ()))
+    if width < whole:
+        attention.scaling = whole**-0.5
+        narrow(attention, torch.zeros(groups, width // 2, dtype=torch.long))
+
+
+def build_mlp(block: nn.Module, own: SubnetConfig) -> None:
+    """Change the MLP of a block as its family builds it to the widths in `own`."""
+    width = own.intermediate_size
+    if LAYOUT.experts:
+        keep_experts(block.get_submodule(LAYOUT.mlp), width)
+        return
+    inputs = [LAYOUT.gate_up] if LAYOUT.gate_up else ["gate_proj", LAYOUT.up] if LAYOUT.gated else [LAYOUT.up]
+    for name in inputs:
+        resize(block, LAYOUT.within("mlp", name), rows=width * (1 + bool(LAYOUT.gate_up)))
+    down = LAYOUT.within("mlp", LAYOUT.down)
+    resize(block, down, columns=width, bias="mlp" in getattr(own, "output_bias", ()))
+
+
+def keep_experts(mlp: nn.Module, count: int) -> None:
+    """Leave a mixture of experts its first ones, and views of their weights."""
+    for module, names in ((mlp.gate, ("weight",)), (mlp.experts, ("gate_up_proj", "down_proj"))):
+        module.num_experts = count
+        for name in names:
+            weight = getattr(module, name)
+            setattr(module, name, nn.Parameter(weight[:count], requires_grad=weight.requires_grad))
+
+
+def skip_mlp(block: nn.Module, layout: Layout) -> None:
+    """Put an absent MLP, and absent norms, into a block."""
+    if layout.mlp:
+        block.set_submodule(layout.mlp, NoMlp())
+    else:  # the block itself holds the matrices (opt)
+        block.set_submodule(layout.up, nn.Identity())
+        block.set_submodule(layout.down, NoMlp())
+    for name in layout.mlp_norms:
+        setattr(block, name, nn.Identity())
+
+
+def resize(
+    block: nn.Module, path: str, rows: int | None = None, columns: int | None = None, bias: bool = False
+) -> None:
+    """Put a new projection of this size in the place of a block's own, with a `bias` even where that has
+    none."""
+    old = block.get_submodule(path)
+    transposed = isinstance(old, Conv1D)
+    out, within = old.weight.shape[::-1] if transposed else old.weight.shape
+    rows, columns = rows or out, columns or within
+    bias = bias or old.bias is not None
+    if (rows, columns, bias) == (out, within, old.bias is not None):
+        return
+    new = Conv1D(rows, columns) if transposed else type(old)(columns, rows, bias=bias)
+    block.set_submodule(path, new)

@@ -29,9 +29,12 @@ def same_share(budget: Budget, protected: Collection[int] = ()) -> Widths:
 
     fitting = []
     for groups in range(1, shape.kv_groups + 1):
-        rows = np.stack([widths(groups, channels) for channels in range(1, shape.ffn + 1)])
-        channels = int(budget.allows(rows).sum())  # costs rise with every channel
-        if channels and free:
+        if shape.whole_attention and groups < shape.kv_groups:
+            continue
+        choices = range(max(1, shape.experts_per_token), shape.ffn + 1)
+        fit = int(budget.allows(np.stack([widths(groups, channels) for channels in choices])).sum())
+        if fit and free:  # costs rise with every channel
+            channels = choices[fit - 1]
             fitting.append((abs(groups / shape.kv_groups - channels / shape.ffn), groups, channels))
     if not fitting:
         load = float(budget.load(widths(1, 1)[None])[0])

@@ -17,7 +17,7 @@ from transformers import (
 from transformers.utils import logging
 
 from data.errors import InputError
-from nas.families import family_of
+from nas.families import family_of, plain
 
 DEMO = Path(__file__).resolve().parents[1] / "data" / "demo"
 """The embedded parent, called `demo` on the command line."""
@@ -103,7 +103,7 @@ def load_parent(
     broken = [key for key, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())]
     if broken:
         raise InputError(f"{len(broken)} weights of {name} hold NaN or infinity, {broken[0]} among them")
-    return model.to(device).eval().requires_grad_(False), tokenizer
+    return plain(model.eval().requires_grad_(False)).to(device), tokenizer
 
 
 def check_seq_len(parent: PreTrainedModel, seq_len: int) -> None:

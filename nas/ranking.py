@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from nas.calibration import Statistics
 from nas.evidence import Evidence
-from nas.families import blocks_of
+from nas.families import MLP, Layer, layers_of
 from nas.importance import Criterion, UnitScores
 from nas.shape import Shape
 
@@ -66,27 +66,36 @@ def head_columns(shape: Shape, groups: Tensor, queries: Tensor) -> tuple[Tensor,
 def permute(parent: PreTrainedModel, shape: Shape, ranking: Ranking) -> PreTrainedModel:
     """A copy of the parent with its units in ranked order; its logits are the parent's up to rounding."""
     permuted = copy.deepcopy(parent).requires_grad_(False)
-    for index, block in enumerate(blocks_of(permuted)):
-        reorder_heads(block, shape, ranking.groups[index], ranking.queries[index])
-        reorder_channels(block, ranking.channels[index])
+    for index, layer in enumerate(layers_of(permuted)):
+        reorder_heads(layer, shape, ranking.groups[index], ranking.queries[index])
+        reorder_channels(layer, ranking.channels[index])
     return permuted
 
 
-def reorder_heads(block: nn.Module, shape: Shape, groups: Tensor, queries: Tensor) -> None:
+def reorder_heads(layer: Layer, shape: Shape, groups: Tensor, queries: Tensor) -> None:
     """Put the heads of a block, changed in place, into the order of groups (G,) and queries (G, Q)."""
-    attention = block.self_attn
     q_rows, kv_rows = head_columns(shape, groups, queries)
-    _reorder(attention.q_proj, rows=q_rows)
-    _reorder(attention.k_proj, rows=kv_rows)
-    _reorder(attention.v_proj, rows=kv_rows)
-    _reorder(attention.o_proj, columns=q_rows)
+    _reorder(layer.q_proj, rows=q_rows)
+    _reorder(layer.k_proj, rows=kv_rows)
+    _reorder(layer.v_proj, rows=kv_rows)
+    _reorder(layer.o_proj, columns=q_rows)
+    if shape.whole_attention:  # its q/k norms have a gain for each channel of each head
+        for norm, rows in ((layer.attention.q_norm, q_rows), (layer.attention.k_norm, kv_rows)):
+            norm.weight.data = norm.weight.data[rows].contiguous()
+    if layer.layout.alibi:
+        layer.attention.heads = layer.attention.heads[q_rows[:: shape.head_dim] // shape.head_dim]
 
 
-def reorder_channels(block: nn.Module, channels: Tensor) -> None:
-    """Put the FFN channels of a block, changed in place, into an order (P,)."""
-    _reorder(block.mlp.gate_proj, rows=channels)
-    _reorder(block.mlp.up_proj, rows=channels)
-    _reorder(block.mlp.down_proj, columns=channels)
+def reorder_channels(layer: Layer, channels: Tensor) -> None:
+    """Put the FFN channels of a block, or its experts, changed in place, into an order (P,)."""
+    if layer.layout.experts:
+        gate, experts = layer.mlp.gate, layer.mlp.experts
+        for weight in (gate.weight, experts.gate_up_proj, experts.down_proj):
+            weight.data = weight.data[channels].contiguous()
+        return
+    for linear in layer.inputs(MLP):
+        _reorder(linear, rows=channels)
+    _reorder(layer.down_proj, columns=channels)
 
 
 def permute_statistics(shape: Shape, statistics: Statistics, ranking: Ranking) -> Statistics:

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from data.errors import InputError
 from nas.calibration import GramSum
-from nas.families import blocks_of, family_of, part_norms
+from nas.families import ATTENTION, MLP, family_of, layers_of
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def measure_stream(
     hooks = [norm.register_forward_hook(hook) for norm, _ in _readers(parent)]
     try:
         for batch in windows.split(batch_size):
-            parent.model(batch.to(parent.device), use_cache=False)
+            parent.base_model(batch.to(parent.device), use_cache=False)
             progress(len(batch))
     finally:
         for handle in hooks:
@@ -105,16 +106,22 @@ def _transformed(
         head.weight = nn.Parameter(head.weight.clone(), requires_grad=False)
         new.config.tie_word_embeddings = tied = False
     _set(embedding.weight, change(embedding.weight))
-    for norm, projections in _readers(new):
-        for linear in projections:
-            if linear is not head or not tied:
-                weight = linear.weight.double() * norm.weight.double() if fold else linear.weight
-                _set(linear.weight, change(weight))
+    for norm, matrices in _readers(new):
+        for matrix in matrices:
+            if matrix is not head.weight or not tied:
+                _set(matrix, change(matrix.double() * norm.weight.double() if fold else matrix))
         _set(norm.weight, torch.ones_like(norm.weight) if fold else change(norm.weight))
-    for linear in _writers(new):
-        _set(linear.weight, change(linear.weight.T).T)
-        if linear.bias is not None:
-            _set(linear.bias, change(linear.bias))
+    for norm in _norms_behind(new):
+        if fold:
+            raise InputError(
+                f"a stream of {parent.config.model_type} cannot be rotated, for it has norms behind its "
+                "modules, whose gains hold for single channels; permute it"
+            )
+        _set(norm.weight, change(norm.weight))
+    for matrix, bias in _writers(new):
+        _set(matrix, change(matrix.transpose(-1, -2)).transpose(-1, -2))
+        if bias is not None:
+            _set(bias, change(bias))
     return new
 
 
@@ -122,19 +129,34 @@ def _set(parameter: Tensor, value: Tensor) -> None:
     parameter.data = value.to(parameter.dtype).contiguous()
 
 
-def _readers(model: PreTrainedModel) -> Iterator[tuple[nn.Module, tuple[nn.Linear, ...]]]:
-    """Every norm over the residual stream with the projections that read it, front to back."""
-    family = family_of(model.config)
-    for block in blocks_of(model):
-        attention, mlp = block.self_attn, block.mlp
-        attention_norm, mlp_norm = part_norms(block, (family.attention_pre, family.mlp_pre))
-        yield attention_norm, (attention.q_proj, attention.k_proj, attention.v_proj)
-        yield mlp_norm, (mlp.gate_proj, mlp.up_proj)
-    yield model.model.norm, (model.lm_head,)
+def _readers(model: PreTrainedModel) -> Iterator[tuple[nn.Module, tuple[Tensor, ...]]]:
+    """Every norm over the residual stream with the matrices (..., hidden) that read it, front to back."""
+    for layer in layers_of(model):
+        yield (
+            getattr(layer.module, layer.layout.attention_pre),
+            tuple(linear.weight for linear in layer.inputs(ATTENTION)),
+        )
+        norm = getattr(layer.module, layer.layout.mlp_pre)
+        if layer.layout.experts:
+            yield norm, (layer.mlp.gate.weight, layer.mlp.experts.gate_up_proj)
+        else:
+            yield norm, tuple(linear.weight for linear in layer.inputs(MLP))
+    yield model.model.norm, (model.lm_head.weight,)
 
 
-def _writers(model: PreTrainedModel) -> Iterator[nn.Linear]:
-    """Every projection into the residual stream, front to back."""
-    for block in blocks_of(model):
-        yield block.self_attn.o_proj
-        yield block.mlp.down_proj
+def _norms_behind(model: PreTrainedModel) -> Iterator[nn.Module]:
+    """Norms over what a module adds to the stream."""
+    for layer in layers_of(model):
+        for name in (layer.layout.attention_post, layer.layout.mlp_post):
+            if name:
+                yield getattr(layer.module, name)
+
+
+def _writers(model: PreTrainedModel) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Every matrix (..., hidden, columns) into the residual stream with its bias, front to back."""
+    for layer in layers_of(model):
+        yield layer.o_proj.weight, layer.o_proj.bias
+        if layer.layout.experts:
+            yield layer.mlp.experts.down_proj, None
+        else:
+            yield layer.down_proj.weight, layer.down_proj.bias

@@ -26,7 +26,14 @@ class Shape:
     `per_query` for a query head's rows and its columns of the output matrix, `per_channel` for an FFN
     channel, and the fixed remainder of an attention or an MLP that goes only with the whole module (its
     norms, its output bias). `outside` counts embeddings, final norm and head (once, if tied). `head_norms` is
-    the part of `attention_fixed` that no hidden channel has a share in: the q/k norms.
+    the part of `attention_fixed` that no hidden channel has a share in: the q/k norms; `shared_norms` are
+    those that attention and MLP have in common, which go only with the whole block. `lines` vectors over the
+    hidden channels belong to an FFN channel.
+
+    In a mixture of experts the units of the MLP are its experts, of which a token visits
+    `experts_per_token` (0: no mixture): `ffn` is their number, and everything said of a channel holds for an
+    expert. With `whole_attention` an attention is kept as it is or skipped; with `caches_queries` the KV
+    cache holds a key and a value for each query head.
     """
 
     family: str
@@ -44,6 +51,11 @@ class Shape:
     mlp_fixed: int
     outside: int
     head_norms: int = 0
+    shared_norms: int = 0
+    lines: int = 3
+    experts_per_token: int = 0
+    whole_attention: bool = False
+    caches_queries: bool = False
 
     @property
     def parent(self) -> Architecture:
@@ -73,8 +85,9 @@ class Shape:
             per_group=self.per_group - 2 * self.head_dim * less,
             per_query=self.per_query - 2 * self.head_dim * less,
             attention_fixed=self.head_norms + share(self.attention_fixed - self.head_norms),
-            per_channel=self.per_channel - 3 * less,
+            per_channel=self.per_channel - self.lines * less,
             mlp_fixed=share(self.mlp_fixed),
+            shared_norms=share(self.shared_norms),
             outside=share(self.outside),
         )
 
@@ -121,9 +134,22 @@ def check_fits(architecture: Architecture, shape: Shape) -> None:
         limits = (shape.blocks - 1, shape.kv_groups, shape.queries_per_group, shape.ffn)
         kept = (block.source, block.kv_groups, block.queries_per_group, block.ffn)
         words = ("layer index", "KV groups", "queries per group", "FFN channels")
+        if shape.experts_per_token:
+            words = (*words[:3], "experts")
         for word, have, limit in zip(words, kept, limits, strict=True):
             if have > limit:
                 raise InputError(f"block {block.source}: {word} {have} exceeds the parent's {limit}")
+        if 0 < block.ffn < shape.experts_per_token:
+            raise InputError(
+                f"block {block.source}: {block.ffn} experts are fewer than the "
+                f"{shape.experts_per_token} that every token visits; keep as many, or skip the MLP"
+            )
+        whole = (shape.kv_groups, shape.queries_per_group)
+        if shape.whole_attention and block.kv_groups and (block.kv_groups, block.queries_per_group) != whole:
+            raise InputError(
+                f"block {block.source}: {block.kv_groups} KV groups of {block.queries_per_group} queries; "
+                f"norms of {shape.family} run over all heads, so keep all {whole[0]} x {whole[1]} or none"
+            )
         if block.head_width is not None and block.head_width >= shape.head_dim:
             raise InputError(
                 f"block {block.source}: head width {block.head_width} is not below the parent's "

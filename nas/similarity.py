@@ -23,8 +23,9 @@ def head_divergence(attention: nn.Module, arguments: Mapping[str, Any], normed: 
     a window at a time.
     """
     eager = copy.copy(attention)
-    eager.config = copy.copy(attention.config)
-    eager.config._attn_implementation = "eager"
+    if "config" in attention.__dict__:  # bloom's is always eager, and needs none
+        eager.config = copy.copy(attention.config)
+        eager.config._attn_implementation = "eager"
     total, windows = torch.zeros((), dtype=torch.float64), 0
     for batch in normed:
         mask = arguments.get("attention_mask")

@@ -118,21 +118,26 @@ def default_space(shape: Shape, steps: int = 32) -> SearchSpace:
     """Every KV group count, every queries-per-group count that is a power of two or full, FFN on a grid.
 
     The FFN grid steps by the largest power of two that gives at least `steps` choices, and holds the full
-    width; 0 skips a module.
+    width; 0 skips a module. Of experts there are at least as many as a token visits; attentions that
+    cannot be cut (`Shape.whole_attention`) are whole or skipped.
     """
     step = 1
     while shape.ffn // (step * 2) >= steps:
         step *= 2
-    ffn = tuple(sorted({0, *range(step, shape.ffn + 1, step), shape.ffn}))
+    least = max(step, shape.experts_per_token)
+    ffn = tuple(sorted({0, least, *range(step, shape.ffn + 1, step), shape.ffn} - {*range(1, least)}))
+    groups = (0, shape.kv_groups) if shape.whole_attention else tuple(range(shape.kv_groups + 1))
     queries = tuple(
         sorted(
             {2**i for i in range(shape.queries_per_group.bit_length()) if 2**i <= shape.queries_per_group}
             | {shape.queries_per_group}
         )
     )
+    if shape.whole_attention:
+        queries = (shape.queries_per_group,)
     knobs: dict[str, tuple[int, ...]] = {}
     for block in range(shape.blocks):
-        knobs[f"{block}.kv_groups"] = tuple(range(shape.kv_groups + 1))
+        knobs[f"{block}.kv_groups"] = groups
         knobs[f"{block}.queries_per_group"] = queries
         knobs[f"{block}.ffn"] = ffn
     return SearchSpace(shape, knobs)

@@ -15,8 +15,17 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from data.errors import InputError
 from nas.adapters import Adapted, AdaptedEmbedding
 from nas.architecture import Architecture, Block
-from nas.families import FAMILIES, Family, blocks_of, family_of
-from nas.modeling_subnet import NoAttention, NoMlp, cache_slots, narrow
+from nas.families import FAMILIES, Family, Layer, family_of, layers_of
+from nas.families.plain import Fused
+from nas.modeling_subnet import (
+    NoAttention,
+    cache_slots,
+    keep_biases,
+    narrow,
+    set_config,
+    set_heads,
+    skip_mlp,
+)
 from nas.shape import Shape, check_fits
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -87,23 +96,33 @@ def _cut(
     for name, value in depth_settings(parent.config, architecture).items():
         setattr(config, name, value)
     subnet = _shell(parent)
-    subnet.model = _shell(parent.model)
-    # Some position embeddings keep what the longest text they met asked for.
-    subnet.model.rotary_emb = _shell(parent.model.rotary_emb)
-    subnet.config = subnet.model.config = config
+    subnet.config = config
+    *path, last = family.layout.layers.split(".")
+    holder = subnet
+    for name in path:
+        new = _shell(getattr(holder, name))
+        if "config" in new.__dict__:
+            new.config = config
+        if "rotary_emb" in new._modules:
+            # Some position embeddings keep what the longest text they met asked for.
+            new.rotary_emb = _shell(new.rotary_emb)
+        setattr(holder, name, new)
+        holder = new
     if hidden < shape.hidden:
         family.check_narrowable()
-        config.hidden_size, config.head_dim = hidden, shape.head_dim
-        _cut_ends(subnet, hidden)
+        for name, value in width_settings(parent.config, shape, hidden).items():
+            setattr(config, name, value)
+        _cut_ends(subnet, config)
     if any(block.head_width for block in architecture.blocks):
         _check_narrow_heads(family, shape, rotary)
     kinds = getattr(config, "layer_types", None) or [None] * len(architecture.blocks)
     slots = cache_slots(kinds, [block.kv_groups > 0 for block in architecture.blocks])
-    layers = blocks_of(parent)
-    subnet.model.layers = nn.ModuleList(
-        _cut_block(layers[block.source], family, config, shape, hidden, block, slot, bank, rotary, channels)
+    layers = layers_of(parent)
+    blocks = (
+        _cut_block(layers[block.source], config, shape, hidden, block, slot, bank, rotary, channels)
         for block, slot in zip(architecture.blocks, slots, strict=True)
     )
+    setattr(holder, last, nn.ModuleList(blocks))
     return subnet
 
 
@@ -114,10 +133,12 @@ def depth_settings(config: PreTrainedConfig, architecture: Architecture) -> dict
     becomes that of the first block with attention, so that the cache's first place is one that is used.
     """
     settings: dict[str, Any] = {"num_hidden_layers": len(architecture.blocks)}
-    for name in ("layer_types", "no_rope_layers"):
+    for name in ("layer_types", "no_rope_layers", "attention_layers"):
         values = getattr(config, name, None)
         if values is not None:
             settings[name] = [values[block.source] for block in architecture.blocks]
+    if "attention_layers" in settings:  # gpt_neo's, which it works out from this
+        settings["attention_types"] = [[[kind], 1] for kind in settings["attention_layers"]]
     kinds = settings.get("layer_types")
     if kinds is not None:
         attends = [block.kv_groups > 0 for block in architecture.blocks]
@@ -126,9 +147,22 @@ def depth_settings(config: PreTrainedConfig, architecture: Architecture) -> dict
     return settings
 
 
+def width_settings(config: PreTrainedConfig, shape: Shape, hidden: int) -> dict[str, Any]:
+    """The settings of a configuration that follow the hidden width.
+
+    The epsilon of the norms is that of a mean square, which over fewer channels grows (see `_cut_norm`); with
+    it the epsilon does, unless norms inside the heads, which stay as wide, go by the same one.
+    """
+    settings: dict[str, Any] = {"hidden_size": hidden}
+    if not isinstance(getattr(type(config), "head_dim", None), property):
+        settings["head_dim"] = shape.head_dim  # some families else divide the hidden width by the heads kept
+    if hidden < shape.hidden and not shape.head_norms:
+        settings["rms_norm_eps"] = config.rms_norm_eps * shape.hidden / hidden
+    return settings
+
+
 def _cut_block(
-    layer: nn.Module,
-    family: Family,
+    layer: Layer,
     config: PreTrainedConfig,
     shape: Shape,
     hidden: int,
@@ -138,69 +172,83 @@ def _cut_block(
     rotary: RotaryOrders | None,
     channels: ChannelOrders | None,
 ) -> nn.Module:
-    new = _shell(layer)
+    layout = layer.layout
+    new = Layer(_shell(layer.module), layout)
     if hidden < shape.hidden:
-        for name in (*family.attention_norms, *family.mlp_norms):
-            setattr(new, name, _cut_norm(getattr(layer, name), hidden))
+        for name in {*layout.attention_norms, *layout.mlp_norms}:
+            setattr(new.module, name, _cut_norm(getattr(layer.module, name), config))
+    _open(new.module, layout.attention)
     if block.kv_groups:
-        new.self_attn = _cut_attention(layer.self_attn, shape, hidden, block, slot, bank)
+        _cut_attention(new, layer, shape, hidden, block, slot, bank)
         if block.head_width and rotary:
-            new.self_attn = _cut_heads(new.self_attn, shape, block, rotary[block.source])
+            _cut_heads(new, shape, block, rotary[block.source])
     else:
-        new.self_attn = NoAttention()
-        for name in family.attention_norms:
-            setattr(new, name, nn.Identity())
+        new.module.set_submodule(layout.attention, NoAttention())
+        for name in layout.attention_norms:
+            setattr(new.module, name, nn.Identity())
     if block.ffn:
-        mlp = layer.mlp if channels is None else _gathered(layer.mlp, channels[block.source][: block.ffn])
-        new.mlp = _cut_mlp(mlp, hidden, block, bank)
+        if layout.mlp:
+            _open(new.module, layout.mlp)
+        _cut_mlp(new, layer, hidden, block, bank, None if channels is None else channels[block.source])
     else:
-        new.mlp = NoMlp()
-        for name in family.mlp_norms:
-            setattr(new, name, nn.Identity())
-    for module in (new, new.self_attn, new.mlp):
-        if "config" in module.__dict__:
-            module.config = config
-    return new
+        skip_mlp(new.module, layout)
+    set_config(new.module, config, layout, block.heads)
+    return new.module
+
+
+def _open(block: nn.Module, path: str) -> None:
+    """Put shells of the modules on a path, and of what holds fused projections in the last, in their places,
+    so that what is in them can be replaced."""
+    names = path.split(".")
+    for end in range(1, len(names) + 1):
+        here = ".".join(names[:end])
+        block.set_submodule(here, _shell(block.get_submodule(here)))
+    for name, child in block.get_submodule(path).named_children():
+        if isinstance(child, Fused):
+            block.set_submodule(f"{path}.{name}", _shell(child))
 
 
 def _cut_attention(
-    attention: nn.Module, shape: Shape, hidden: int, block: Block, slot: int, bank: OutputMatrices | None
-) -> nn.Module:
-    new = _shell(attention)
-    new.layer_idx = slot
-    new.num_key_value_groups = block.queries_per_group
+    new: Layer, layer: Layer, shape: Shape, hidden: int, block: Block, slot: int, bank: OutputMatrices | None
+) -> None:
+    """Give an attention, a shell, the first KV groups and queries."""
+    attention = new.attention
+    setattr(attention, new.layout.slot, slot)
+    set_heads(attention, block.kv_groups, block.queries_per_group, shape.head_dim)
     kv = block.kv_groups * shape.head_dim
-    new.k_proj = _sliced(attention.k_proj, slice(kv), slice(hidden))
-    new.v_proj = _sliced(attention.v_proj, slice(kv), slice(hidden))
+    new.put("k_proj", _sliced(layer.k_proj, slice(kv), slice(hidden)))
+    new.put("v_proj", _sliced(layer.v_proj, slice(kv), slice(hidden)))
     inner = block.heads * shape.head_dim
     if block.queries_per_group == shape.queries_per_group:
         kept: slice | Tensor = slice(inner)
     else:
-        kept = kept_query_rows(shape, block, attention.q_proj.weight.device)
+        kept = kept_query_rows(shape, block, layer.q_proj.weight.device)
+    if new.layout.alibi:
+        first = kept_query_rows(shape, block, attention.heads.device)[:: shape.head_dim] // shape.head_dim
+        keep_biases(attention, attention.heads[first], attention.parent_heads)
     if bank is not None and isinstance(kept, Tensor):
         weight, bias = bank.queries(block.source, block.queries_per_group)
-        new.q_proj = _linear(
-            attention.q_proj, weight[:inner, :hidden], None if bias is None else bias[:inner]
+        new.put(
+            "q_proj", _linear(layer.q_proj, weight[:inner, :hidden], None if bias is None else bias[:inner])
         )
     else:
-        new.q_proj = _sliced(attention.q_proj, kept, slice(hidden))
+        new.put("q_proj", _sliced(layer.q_proj, kept, slice(hidden)))
     if bank is not None:
         out = bank.attention(block.source, block.kv_groups, block.queries_per_group)
-        new.o_proj = _output(attention.o_proj, out, hidden)
+        new.put("o_proj", _output(layer.o_proj, out, hidden))
     else:
-        new.o_proj = _sliced(attention.o_proj, slice(hidden), kept)
-    return new
+        new.put("o_proj", _sliced(layer.o_proj, slice(hidden), kept))
 
 
-def _cut_heads(attention: nn.Module, shape: Shape, block: Block, order: Tensor) -> nn.Module:
-    """An attention of the block's heads with the first rotary pairs of this order in each, in copies."""
-    pairs = order[: block.kv_groups, : (block.head_width or 0) // 2].to(attention.q_proj.weight.device)
+def _cut_heads(new: Layer, shape: Shape, block: Block, order: Tensor) -> None:
+    """Leave the heads of an attention, a shell, the first rotary pairs of this order, in copies."""
+    pairs = order[: block.kv_groups, : (block.head_width or 0) // 2].to(new.q_proj.weight.device)
     kept = inside_heads(shape, pairs, block.queries_per_group)
     kept_kv = inside_heads(shape, pairs, 1)
     for name, rows in (("q_proj", kept), ("k_proj", kept_kv), ("v_proj", kept_kv)):
-        setattr(attention, name, _sliced(getattr(attention, name), rows, slice(None)))
-    attention.o_proj = _sliced(attention.o_proj, slice(None), kept)
-    return narrow(attention, pairs.contiguous())
+        new.put(name, _sliced(new.projection(name), rows, slice(None)))
+    new.put("o_proj", _sliced(new.o_proj, slice(None), kept))
+    narrow(new.attention, pairs.contiguous())
 
 
 def inside_heads(shape: Shape, pairs: Tensor, heads: int) -> Tensor:
@@ -211,21 +259,12 @@ def inside_heads(shape: Shape, pairs: Tensor, heads: int) -> Tensor:
     return (first + channels[:, None]).flatten()
 
 
-def _gathered(mlp: nn.Module, kept: Tensor) -> nn.Module:
-    """An MLP of these channels, copied."""
-    new = _shell(mlp)
-    for name in ("gate_proj", "up_proj"):
-        linear = getattr(mlp, name)
-        bias = None if linear.bias is None else linear.bias[kept]
-        setattr(new, name, _linear(linear, linear.weight[kept], bias))
-    new.down_proj = _linear(mlp.down_proj, mlp.down_proj.weight[:, kept], mlp.down_proj.bias)
-    return new
-
-
 def _check_narrow_heads(family: Family, shape: Shape, rotary: RotaryOrders | None) -> None:
     """Raise `InputError` unless heads can be cut in part, by these orders."""
     if not family.narrow_heads:
-        supported = ", ".join(name for name, other in FAMILIES.items() if other.narrow_heads)
+        supported = ", ".join(
+            name for name, other in FAMILIES.items() if isinstance(other, Family) and other.narrow_heads
+        )
         raise InputError(
             f"heads of {shape.family} cannot be kept in part, since its attention is not LLaMA's; keep whole "
             f"heads, or take a parent of {supported}"
@@ -241,15 +280,31 @@ def _check_narrow_heads(family: Family, shape: Shape, rotary: RotaryOrders | Non
         )
 
 
-def _cut_mlp(mlp: nn.Module, hidden: int, block: Block, bank: OutputMatrices | None) -> nn.Module:
-    new = _shell(mlp)
-    new.gate_proj = _sliced(mlp.gate_proj, slice(block.ffn), slice(hidden))
-    new.up_proj = _sliced(mlp.up_proj, slice(block.ffn), slice(hidden))
+def _cut_mlp(
+    new: Layer, layer: Layer, hidden: int, block: Block, bank: OutputMatrices | None, order: Tensor | None
+) -> None:
+    """Give an MLP, a shell, its first channels, or the first of an order (ffn,), or its first experts."""
+    if new.layout.experts:
+        _cut_experts(new.mlp, hidden, block.ffn)
+        return
+    kept = slice(block.ffn) if order is None else order[: block.ffn]
+    for name in new.names:
+        if name in ("gate_proj", "up_proj"):
+            new.put(name, _sliced(layer.projection(name), kept, slice(hidden)))
     if bank is None:
-        new.down_proj = _sliced(mlp.down_proj, slice(hidden), slice(block.ffn))
+        new.put("down_proj", _sliced(layer.down_proj, slice(hidden), kept))
     else:
-        new.down_proj = _output(mlp.down_proj, bank.mlp(block.source, block.ffn), hidden)
-    return new
+        new.put("down_proj", _output(layer.down_proj, bank.mlp(block.source, block.ffn), hidden))
+
+
+def _cut_experts(mlp: nn.Module, hidden: int, count: int) -> None:
+    """Leave a mixture, a shell, its first experts on the first hidden channels: views."""
+    mlp.gate, mlp.experts = _shell(mlp.gate), _shell(mlp.experts)
+    mlp.gate.num_experts = mlp.experts.num_experts = count
+    mlp.gate.hidden_dim = mlp.experts.hidden_dim = hidden
+    _hold(mlp.gate, "weight", mlp.gate.weight[:count, :hidden])
+    _hold(mlp.experts, "gate_up_proj", mlp.experts.gate_up_proj[:count, :, :hidden])
+    _hold(mlp.experts, "down_proj", mlp.experts.down_proj[:count, :hidden])
 
 
 def kept_query_rows(shape: Shape, block: Block, device: torch.device) -> Tensor:
@@ -262,7 +317,8 @@ def kept_query_rows(shape: Shape, block: Block, device: torch.device) -> Tensor:
 
 def _sliced(linear: nn.Linear, rows: slice | Tensor, columns: slice | Tensor) -> nn.Linear:
     """A projection of these rows and columns, with those of its adapter; a view where both are slices."""
-    new = _linear(linear, linear.weight[rows][:, columns], None if linear.bias is None else linear.bias[rows])
+    weight = linear.weight[rows][:, columns]
+    new = _linear(linear, weight, None if linear.bias is None else linear.bias[rows])
     if isinstance(linear, Adapted):
         _hold(new, "down", linear.down[:, columns])
         _hold(new, "up", linear.up[rows])
@@ -275,22 +331,22 @@ def _output(linear: nn.Linear, weight: Tensor, hidden: int) -> nn.Linear:
     return _linear(linear, weight[:hidden], bias)
 
 
-def _cut_ends(subnet: PreTrainedModel, hidden: int) -> None:
+def _cut_ends(subnet: PreTrainedModel, config: PreTrainedConfig) -> None:
     """Embeddings, final norm and head on the first hidden channels; a tied head stays tied."""
-    embedding, head = subnet.model.embed_tokens, subnet.lm_head
+    embedding, head, hidden = subnet.model.embed_tokens, subnet.lm_head, config.hidden_size
     new = _shell(embedding)
     new.embedding_dim = hidden
     _hold(new, "weight", embedding.weight[:, :hidden])
     if isinstance(embedding, AdaptedEmbedding):
         _hold(new, "down", embedding.down[:, :hidden])
     subnet.model.embed_tokens = new
-    subnet.model.norm = _cut_norm(subnet.model.norm, hidden)
+    subnet.model.norm = _cut_norm(subnet.model.norm, config)
     subnet.lm_head = _sliced(head, slice(None), slice(hidden))
     if head.weight is embedding.weight:
         _hold(subnet.lm_head, "weight", new.weight)
 
 
-def _cut_norm(norm: nn.Module, hidden: int) -> nn.Module:
+def _cut_norm(norm: nn.Module, config: PreTrainedConfig) -> nn.Module:
     """A norm over the first hidden channels, its gains times sqrt(d / d').
 
     Over d' channels the mean square is d / d' of what it is with the dropped ones counted as zeros, and the
@@ -298,8 +354,9 @@ def _cut_norm(norm: nn.Module, hidden: int) -> nn.Module:
     The gains as they are, and gains that keep each norm's mean power on calibration text, were both worse.
     """
     new = _shell(norm)
-    scale = math.sqrt(norm.weight.shape[0] / hidden)
-    _hold(new, "weight", norm.weight[:hidden] * scale)
+    scale = math.sqrt(norm.weight.shape[0] / config.hidden_size)
+    _hold(new, "weight", norm.weight[: config.hidden_size] * scale)
+    new.variance_epsilon = config.rms_norm_eps
     return new
 
 

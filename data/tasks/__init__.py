@@ -9,8 +9,9 @@ from data.errors import InputError
 from data.hub import read_rows
 from data.tasks import local, prompts
 from data.tasks.item import Item, Row, Task, after
+from data.tasks.names import canonical, unknown
 
-__all__ = ["TASKS", "Item", "Task", "read_task"]
+__all__ = ["TASKS", "Item", "Task", "canonical", "read_task"]
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,17 @@ TASKS: dict[str, Form] = {
 def read_task(name: str, folder: Path | None = None, *, split: str = "reported", limit: int = 0) -> Task:
     """A task's items, from the files below `folder` or, without one, from the Hub.
 
+    `name` is one of TASKS or what else people call it (`data.tasks.names`), `ybisk/piqa` for one.
+
     `split` is `reported`, the one that lm-evaluation-harness reports on, or `validation`, which ARC,
     OpenBookQA and MMLU have beside it and which is all that is labelled of the others: choose models on that.
     `limit` takes the first so many questions (of MMLU the first ones of every subject), 0 all of them.
     Raises InputError for another name, files that are missing, of another format or of another length than
     the released ones, and a Hub that cannot be read.
     """
+    name = canonical(name)
     if name not in TASKS:
-        raise InputError(f"there is no task {name!r}: give some of {', '.join(TASKS)}")
+        raise InputError(unknown(name, TASKS))
     if limit < 0:
         raise InputError(f"a limit of {limit} items was asked for: give 1 or more, or 0 for all")
     form = TASKS[name]

@@ -137,7 +137,7 @@ def open_case(settings: Common) -> Case:
     )  # fmt: skip
     texts = {text.name: text.test}
     for name in settings.more_corpora:
-        found = load_corpus(name)
+        found = load_corpus(name, tokenizer)
         split = windows(encode(tokenizer, found.split("test"), settings.cache), settings.seq_len)
         texts[found.name] = spread(split, min(settings.test_windows or len(split), len(split)))
     tasks = tuple(

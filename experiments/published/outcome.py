@@ -20,7 +20,7 @@ from experiments.results import versions
 from experiments.stages import say
 from nas.architecture import Architecture
 from nas.export import save_again, save_checkpoint
-from nas.families import blocks_of, count
+from nas.families import blocks_of, count, plain
 from nas.parent import stored_dtype
 from nas.recovery import Recipe
 from nas.recovery.teacher import LiveTeacher
@@ -184,7 +184,7 @@ def _load(case: Case, checkpoint: str) -> PreTrainedModel:
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         checkpoint, trust_remote_code=True, dtype=case.parent.dtype
     )
-    return model.to(case.parent.device).eval().requires_grad_(False)
+    return plain(model.to(case.parent.device).eval().requires_grad_(False))
 
 
 def _asked(case: Case, settings: Common, keep: float) -> dict[str, Any]:

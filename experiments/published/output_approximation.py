@@ -102,7 +102,7 @@ def alike(settings: Settings, log: dict[int, list[int]]) -> Callable[[Visit, Ten
         some = torch.cat(list(visit.normed))
         some = spread(some, min(settings.criterion_windows, len(some))).split(1)
         divergence = group_divergence(
-            visit.shape, head_divergence(visit.layer.self_attn, visit.arguments, some)
+            visit.shape, head_divergence(visit.layer.attention, visit.arguments, some)
         )
         log[visit.block.source] = redundant(
             divergence, importance, settings.similarity, literal=settings.literal

@@ -177,7 +177,9 @@ def _grid(case: Case, whole: SuperNetwork, settings: Making) -> Grid:
 
 def _training_windows(case: Case, settings: Making) -> Tensor:
     """As many of the training split as the steps see, drawn at random; all, again and again, beyond that."""
-    ids = encode(case.tokenizer, load_corpus(settings.corpus).split("train"), case.settings.cache)
+    ids = encode(
+        case.tokenizer, load_corpus(settings.corpus, case.tokenizer).split("train"), case.settings.cache
+    )
     split = windows(ids, settings.seq_len)
     wanted = max(1, settings.steps * settings.train_batch)
     return draw(split, min(wanted, len(split)), np.random.default_rng(settings.seed))

@@ -43,7 +43,7 @@ def make_targets(case: Case, second_corpus: str, tasks: Sequence[str], task_item
     texts = {"log_perplexity": case.text.pairs}
     fields: dict[str, Any] = {"corpus": case.text.name, "windows": len(case.text.pairs)}
     if second_corpus:
-        found = load_corpus(second_corpus)
+        found = load_corpus(second_corpus, case.tokenizer)
         ids = encode(case.tokenizer, found.split("validation"), case.settings.cache)
         second = windows(ids, case.settings.seq_len)
         texts["second_log_perplexity"] = spread(second, min(len(case.text.pairs), len(second)))

@@ -19,11 +19,11 @@ from nas.importance.taylor import taylor
 from nas.importance.wanda import wanda
 
 CRITERIA: dict[str, Criterion] = {
-    "elimination": Criterion(of_outputs(elimination), invariant=False),
-    "output_energy": Criterion(of_outputs(output_energy), invariant=True),
+    "elimination": Criterion(of_outputs(elimination), invariant=False, experts=True),
+    "output_energy": Criterion(of_outputs(output_energy), invariant=True, experts=True),
     "second_moment": Criterion(second_moment, invariant=False),
     "obs": Criterion(obs, invariant=False),
-    "wanda": Criterion(of_outputs(wanda), invariant=True),
+    "wanda": Criterion(of_outputs(wanda), invariant=True, experts=True),
     "fluctuation": Criterion(fluctuation, invariant=True),
     "taylor_vector": Criterion(taylor("vector"), invariant=True),
     "taylor_element1": Criterion(taylor("element1"), invariant=True),
@@ -35,7 +35,7 @@ CRITERIA: dict[str, Criterion] = {
     "magnitude": Criterion(of_outputs(magnitude), invariant=False),
     "l1": Criterion(norm(1), invariant=False),
     "l2": Criterion(norm(2), invariant=False),
-    "random": Criterion(chance, invariant=True),
+    "random": Criterion(chance, invariant=True, experts=True),
 }
 
 __all__ = ["CRITERIA", "Criterion", "UnitScores"]

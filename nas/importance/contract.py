@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from nas.evidence import Evidence
-from nas.families import blocks_of, shape_of
+from nas.families import MLP, layers_of, shape_of
 from nas.importance.criterion import Criterion
 from nas.importance.scores import UnitScores
 
@@ -43,9 +43,9 @@ def check_finite(criterion: Criterion) -> None:
     """No score is NaN or infinite, not even of units that never speak."""
     evidence = tiny_evidence()
     with torch.no_grad():
-        layer = blocks_of(evidence.parent)[0]
-        layer.mlp.up_proj.weight.zero_()
-        layer.self_attn.o_proj.weight.zero_()
+        layer = layers_of(evidence.parent)[0]
+        layer.up_proj.weight.zero_()
+        layer.o_proj.weight.zero_()
     scores = criterion(evidence, 0)
     for kind, values in _parts(scores).items():
         assert torch.isfinite(values).all(), f"{kind} of dead modules are {values}; give them finite scores"
@@ -86,10 +86,10 @@ def check_follows_units(criterion: Criterion) -> None:
     evidence = tiny_evidence()
     order = torch.randperm(FFN, generator=torch.Generator().manual_seed(3))
     moved = copy.deepcopy(evidence.parent)
-    for layer in blocks_of(moved):
-        for linear in (layer.mlp.gate_proj, layer.mlp.up_proj):
+    for layer in layers_of(moved):
+        for linear in layer.inputs(MLP):
             linear.weight.data = linear.weight.data[order]
-        layer.mlp.down_proj.weight.data = layer.mlp.down_proj.weight.data[:, order]
+        layer.down_proj.weight.data = layer.down_proj.weight.data[:, order]
     here = criterion(evidence, 1).channels
     there = criterion(replace(evidence, parent=moved), 1).channels
     if torch.equal(here, there):
@@ -104,11 +104,11 @@ def check_rescaling(criterion: Criterion) -> None:
     evidence = tiny_evidence(queries=1)
     scaled = copy.deepcopy(evidence.parent)
     width = evidence.shape.head_dim
-    for layer in blocks_of(scaled):
-        layer.mlp.up_proj.weight.data[4] /= 3
-        layer.mlp.down_proj.weight.data[:, 4] *= 3
-        layer.self_attn.v_proj.weight.data[:width] /= 3
-        layer.self_attn.o_proj.weight.data[:, :width] *= 3
+    for layer in layers_of(scaled):
+        layer.up_proj.weight.data[4] /= 3
+        layer.down_proj.weight.data[:, 4] *= 3
+        layer.v_proj.weight.data[:width] /= 3
+        layer.o_proj.weight.data[:, :width] *= 3
     here = _parts(criterion(evidence, 1))
     there = _parts(criterion(replace(evidence, parent=scaled), 1))
     same = all(_close(values, there[kind]) for kind, values in here.items())

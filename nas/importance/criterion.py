@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from data.errors import InputError
 from nas.evidence import Evidence
-from nas.families import blocks_of
+from nas.families import Layer, layers_of
 from nas.importance.scores import UnitScores
 
 Score = Callable[[Evidence, int], UnitScores]
@@ -26,13 +27,20 @@ class Criterion:
 
     `invariant`: the scores of channels and heads do not change when a channel's column of the output matrix
     is multiplied and the row that feeds it divided by the same number, which changes nothing in what the
-    network computes.
+    network computes. `experts`: it can score those of a mixture, which have no rows and columns of their own.
     """
 
     score: Score
     invariant: bool
+    experts: bool = False
 
     def __call__(self, evidence: Evidence, block: int) -> UnitScores:
+        """The scores; `InputError` for a mixture of experts that the criterion cannot score."""
+        if evidence.shape.experts_per_token and not self.experts:
+            raise InputError(
+                f"this criterion scores FFN channels, and {evidence.shape.family} has {evidence.shape.ffn} "
+                "experts in their place; choose output_energy, elimination, wanda or random"
+            )
         return self.score(evidence, block)
 
 
@@ -41,9 +49,9 @@ def of_outputs(score: ModuleScore) -> Score:
     units of the attention, then the queries inside each group, and FFN channels."""
 
     def scored(evidence: Evidence, block: int) -> UnitScores:
-        shape, layer = evidence.shape, blocks_of(evidence.parent)[block]
+        shape, layer = evidence.shape, layers_of(evidence.parent)[block]
         gram = evidence.statistics.attention_gram[block]
-        out = layer.self_attn.o_proj.weight.detach()
+        out = layer.o_proj.weight.detach()
         width = shape.queries_per_group * shape.head_dim  # columns of o_proj that belong to one KV group
         inside = []
         for group in range(shape.kv_groups):
@@ -52,7 +60,14 @@ def of_outputs(score: ModuleScore) -> Score:
         return UnitScores(
             groups=score(out, gram, width),
             queries=torch.stack(inside),
-            channels=score(layer.mlp.down_proj.weight.detach(), evidence.statistics.ffn_gram[block], 1),
+            channels=_channels(score, layer, evidence.statistics.ffn_gram[block]),
         )
 
     return scored
+
+
+def _channels(score: ModuleScore, layer: Layer, gram: Tensor) -> Tensor:
+    """FFN channels, or experts: to a score these are outputs of their own, whose inner products it sees."""
+    if layer.layout.experts:
+        return score(torch.eye(len(gram), dtype=gram.dtype, device=gram.device), gram, 1)
+    return score(layer.down_proj.weight.detach(), gram, 1)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from nas.evidence import Evidence
-from nas.families import blocks_of
+from nas.families import layers_of
 from nas.importance.scores import UnitScores, of_heads
 
 
@@ -15,12 +15,12 @@ def fluctuation(evidence: Evidence, block: int) -> UnitScores:
     to mean 0 and variance 1, which is what makes blocks and modules comparable; a head is the mean of its
     columns, and a KV group the mean of its heads.
     """
-    layer, activity = blocks_of(evidence.parent)[block], evidence.activity[block]
+    layer, activity = layers_of(evidence.parent)[block], evidence.activity[block]
     statistics, shape = evidence.statistics, evidence.shape
     columns = _standard(
-        _raw(layer.self_attn.o_proj.weight, statistics.attention_gram[block], activity.attention_mean) ** 2
+        _raw(layer.o_proj.weight, statistics.attention_gram[block], activity.attention_mean) ** 2
     )
-    channels = _standard(_raw(layer.mlp.down_proj.weight, statistics.ffn_gram[block], activity.ffn_mean))
+    channels = _standard(_raw(layer.down_proj.weight, statistics.ffn_gram[block], activity.ffn_mean))
     heads = columns.view(-1, shape.head_dim).mean(1)
     scores = of_heads(shape, heads, channels)
     return UnitScores(scores.groups / shape.queries_per_group, scores.queries, scores.channels)

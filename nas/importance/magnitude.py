@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from nas.evidence import Evidence
-from nas.families import blocks_of
-from nas.gradients import lines, projections
+from nas.families import layers_of
+from nas.gradients import lines
 from nas.importance.criterion import Score
 from nas.importance.scores import UnitScores, of_lines
 
@@ -19,7 +19,7 @@ def norm(degree: int) -> Score:
     """The sum of |w|^degree over all coupled weights of a unit (LLM-Pruner's L1 and L2)."""
 
     def scored(evidence: Evidence, block: int) -> UnitScores:
-        weights = projections(blocks_of(evidence.parent)[block])
+        weights = layers_of(evidence.parent)[block].projections()
         return of_lines(
             evidence.shape,
             {name: lines(name, linear.weight.detach().double().abs() ** degree) for name, linear in weights},

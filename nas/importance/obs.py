@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from nas.evidence import Evidence
-from nas.families import blocks_of
-from nas.gradients import lines, projections
+from nas.families import layers_of
+from nas.gradients import lines
 from nas.importance.scores import UnitScores, of_lines
 from nas.linear import damped
 
@@ -22,15 +22,15 @@ def obs_lines(evidence: Evidence, block: int) -> dict[str, Tensor]:
     activity, statistics = evidence.activity[block], evidence.statistics
     grams = {
         "q_proj": activity.attention_input_gram,
-        "gate_proj": activity.mlp_input_gram,
+        "up_proj": activity.mlp_input_gram,
         "o_proj": statistics.attention_gram[block],
         "down_proj": statistics.ffn_gram[block],
     }
     inverse = {name: _diagonal_of_inverse(gram) for name, gram in grams.items()}
-    inverse |= {"k_proj": inverse["q_proj"], "v_proj": inverse["q_proj"], "up_proj": inverse["gate_proj"]}
+    inverse |= {"k_proj": inverse["q_proj"], "v_proj": inverse["q_proj"], "gate_proj": inverse["up_proj"]}
     return {
         name: lines(name, 2.0 * linear.weight.detach().double().square() / inverse[name])
-        for name, linear in projections(blocks_of(evidence.parent)[block])
+        for name, linear in layers_of(evidence.parent)[block].projections()
     }
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from nas.shape import Shape
 
+MLP_LINES = ("gate_proj", "up_proj", "down_proj")
+
 
 @dataclass(frozen=True)
 class UnitScores:
@@ -41,7 +43,7 @@ def of_lines(shape: Shape, scored: Mapping[str, Tensor]) -> UnitScores:
     return of_heads(
         shape,
         by("q_proj") + by("o_proj"),
-        scored["gate_proj"] + scored["up_proj"] + scored["down_proj"],
+        torch.stack([scored[name] for name in MLP_LINES if name in scored]).sum(0),
         shared=by("k_proj") + by("v_proj"),
     )
 

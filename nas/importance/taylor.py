@@ -7,8 +7,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 from nas.evidence import Evidence
-from nas.families import blocks_of
-from nas.gradients import lines, projections
+from nas.families import layers_of
+from nas.gradients import lines
 from nas.importance.criterion import Score
 from nas.importance.scores import UnitScores, of_lines
 
@@ -27,7 +27,7 @@ def taylor(form: str) -> Score:
 
     def scored(evidence: Evidence, block: int) -> UnitScores:
         gradients = evidence.gradients[block]
-        weights = projections(blocks_of(evidence.parent)[block])
+        weights = layers_of(evidence.parent)[block].projections()
         return of_lines(
             evidence.shape,
             {

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from data.errors import InputError
-from nas.families import PROJECTIONS
+from nas.families import layers_of, layout_of
 from nas.recovery.recipe import Recipe
 
 
@@ -28,7 +28,11 @@ def attach(model: PreTrainedModel, recipe: Recipe) -> nn.Module:
         r=recipe.rank,
         lora_alpha=recipe.lora_alpha,
         lora_dropout=recipe.dropout,
-        target_modules=[name for names in PROJECTIONS.values() for name in names],
+        target_modules=[
+            f"{layout_of(model.config).layers}.{index}.{layer.path(name)}"
+            for index, layer in enumerate(layers_of(model))
+            for name, _ in layer.projections()
+        ],
         task_type="CAUSAL_LM",
     )
     with warnings.catch_warnings():

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from nas.architecture import Block
 from nas.calibration import Statistics
-from nas.families import blocks_of
+from nas.families import layers_of
 from nas.linear import prefix_solutions
 from nas.shape import Shape
 from nas.subnet import kept_query_rows
@@ -72,10 +72,10 @@ def repair_block(
 
     `heads` maps each choice of queries per group to its choices of KV groups, `widths` are the FFN choices.
     """
-    layer = blocks_of(parent)[source]
+    layer = layers_of(parent)[source]
     matrices: dict[str, Tensor] = {}
     errors: dict[str, float] = {}
-    out = layer.self_attn.o_proj.weight.detach()
+    out = layer.o_proj.weight.detach()
     gram = statistics.attention_gram[source]
     for queries, groups in heads.items():
         first = kept_query_rows(shape, Block(source, shape.kv_groups, queries, 0), gram.device)
@@ -83,7 +83,7 @@ def repair_block(
         rest[first] = False
         order = torch.cat([first, rest.nonzero().flatten()])
         if queries < shape.queries_per_group:
-            query = layer.self_attn.q_proj
+            query = layer.q_proj
             matrices[queries_key(source, queries)] = query.weight.detach()[first].contiguous()
             if query.bias is not None:
                 matrices[f"{queries_key(source, queries)}.bias"] = query.bias.detach()[first].contiguous()
@@ -92,12 +92,23 @@ def repair_block(
         for count, width in widths_of.items():
             key = attention_key(source, count, queries)
             matrices[key], errors[key] = repaired[width], error[width]
-    down = layer.mlp.down_proj.weight.detach()
+    if layer.layout.experts:
+        errors |= _missing_experts(statistics.ffn_gram[source], source, widths)
+        return Bank(matrices, errors)
+    down = layer.down_proj.weight.detach()
     repaired, error = _prefixes(down, statistics.ffn_gram[source], set(widths))
     for width in widths:
         key = mlp_key(source, width)
         matrices[key], errors[key] = repaired[width], error[width]
     return Bank(matrices, errors)
+
+
+def _missing_experts(inner: Tensor, source: int, widths: tuple[int, ...]) -> dict[str, float]:
+    """Relative errors of keeping the first experts: the mean square of what the others added, as if nobody
+    took their tokens. `inner` (experts, experts) are mean inner products of what they add. Experts have no
+    repaired matrices."""
+    whole = float(inner.sum()) or 1.0
+    return {mlp_key(source, width): float(inner[width:, width:].sum()) / whole for width in widths}
 
 
 def _prefixes(weight: Tensor, gram: Tensor, widths: set[int]) -> tuple[dict[int, Tensor], dict[int, float]]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.calibration import GramSum
+from nas.families import MLP, Layer
 from nas.linear import conjugate_gradients, damped, ridge, strength
 
 LENGTHS = (1.0, 0.5, 0.25)
@@ -15,7 +16,7 @@ LENGTHS = (1.0, 0.5, 0.25)
 
 
 def refit_channels(
-    mlp: nn.Module,
+    layer: Layer,
     inputs: Sequence[Tensor],
     residual: Sequence[Tensor],
     *,
@@ -24,15 +25,16 @@ def refit_channels(
     sweeps: int = 4,
     steps: int = 4,
 ) -> None:
-    """Refit gate_proj and up_proj, then down_proj, of a gated MLP in place, `sweeps` times.
+    """Refit gate_proj and up_proj, then down_proj, of an MLP in place, `sweeps` times.
 
     Where channels were cut, those that stay had better read other directions of x than they did. The MLP
     W h, h = act(G x) * U x, is linear in U and nearly so in a small change of G (Gauss-Newton):
 
         dh = J (dU, dG) x,   J (dU, dG) x = act(G x) * dU x + act'(G x) * U x * dG x
 
-    so that min over (dU, dG) of E||r - W dh||^2 + sum_c lambda_c ||(dU, dG)_c||^2, with r what the MLP leaves
-    of its target, is a least-squares problem in 2 * kept * hidden unknowns. A few steps of conjugate
+    (without a gate h = act(U x), and J dU x = act'(U x) * dU x), so that min over (dU, dG) of
+    E||r - W dh||^2 + sum_c lambda_c ||(dU, dG)_c||^2, with r what the MLP leaves of its target, is a
+    least-squares problem in 2 * kept * hidden unknowns. A few steps of conjugate
     gradients come close to its solution and regularise by stopping early; each sweep takes them on its own
     share of the batches. lambda_c is `damping` times what the row's factor and output weights pass on of the
     input's mean power. The change is shortened, or dropped, while it raises the true error on all batches.
@@ -43,21 +45,22 @@ def refit_channels(
     present output without its bias, batch by batch. Takes the memory of one to two times the MLP's
     activations, two streams in float32, and a dozen matrices like gate and up together in float64.
     """
-    gate, up, down = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+    inputs_of, down = layer.inputs(MLP)[::-1], layer.down_proj  # up_proj first
     flat = [x.flatten(0, -2) for x in inputs]  # (tokens, hidden) each
     left = [part.flatten(0, -2).float() for part in residual]
-    wanted = [part + _output(down, _hidden(mlp, x)) for part, x in zip(left, flat, strict=True)]
+    wanted = [part + _output(down, layer.channels(x)) for part, x in zip(left, flat, strict=True)]
     for sweep in range(sweeps):
         share = slice(sweep, None, sweeps) if len(flat) >= sweeps else slice(None)
-        factors = [_factors(mlp, x) for x in flat[share]]
+        factors = [_factors(layer, x) for x in flat[share]]
         change = _step(down.weight.float(), flat[share], factors, left[share], damping, steps)
-        before, present = _squares(left), (up.weight.data, gate.weight.data)
+        before, present = _squares(left), [linear.weight.data for linear in inputs_of]
         for length in (*LENGTHS, 0.0):
             if length:
-                _move((up, gate), present, length * change)
+                _move(inputs_of, present, length * change)
             else:
-                up.weight.data, gate.weight.data = present
-            hidden = [_hidden(mlp, x) for x in flat]
+                for linear, weight in zip(inputs_of, present, strict=True):
+                    linear.weight.data = weight
+            hidden = [layer.channels(x) for x in flat]
             left = [goal - _output(down, h) for goal, h in zip(wanted, hidden, strict=True)]
             if _squares(left) <= before:
                 break
@@ -68,11 +71,6 @@ def refit_channels(
         fitted = ridge(gram.mean, cross.mean, down.weight.double(), output_damping)
         down.weight.data = fitted.to(down.weight.dtype)
         left = [goal - _output(down, h) for goal, h in zip(wanted, hidden, strict=True)]
-
-
-def _hidden(mlp: nn.Module, x: Tensor) -> Tensor:
-    hidden: Tensor = mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x)
-    return hidden
 
 
 def _output(down: nn.Linear, hidden: Tensor) -> Tensor:
@@ -91,46 +89,50 @@ def _move(linears: Sequence[nn.Linear], present: Sequence[Tensor], change: Tenso
 
 
 @torch.enable_grad()
-def _factors(mlp: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The diagonals of J for the rows of up_proj and of gate_proj, (tokens, P) each."""
-    opening = mlp.gate_proj(x).detach().requires_grad_()
-    opened = mlp.act_fn(opening)
+def _factors(layer: Layer, x: Tensor) -> tuple[Tensor, ...]:
+    """The diagonals of J for the rows of up_proj and, where there is one, of gate_proj, (tokens, P) each."""
+    act = layer.mlp.get_submodule(layer.layout.activation)
+    opening = layer.inputs(MLP)[0](x).detach().requires_grad_()
+    opened = act(opening)
     (slope,) = torch.autograd.grad(opened.sum(), opening)
-    return opened.detach(), slope * mlp.up_proj(x).detach()
+    if not layer.gated:
+        return (slope,)
+    return opened.detach(), slope * layer.up_proj(x).detach()
 
 
 def _step(
     weight: Tensor,
     inputs: Sequence[Tensor],
-    factors: Sequence[tuple[Tensor, Tensor]],
+    factors: Sequence[tuple[Tensor, ...]],
     residual: Sequence[Tensor],
     damping: float,
     steps: int,
 ) -> Tensor:
-    """The change (2 P, hidden) of up_proj over that of gate_proj, see `refit_channels`.
+    """The change (2 P, hidden) of up_proj over that of gate_proj, or (P, hidden), see `refit_channels`.
 
-    `weight` (hidden, P), `inputs` (tokens, hidden), `factors` the diagonals of J for both, (tokens, P) each,
+    `weight` (hidden, P), `inputs` (tokens, hidden), `factors` the diagonals of J for each, (tokens, P),
     `residual` (tokens, hidden).
     """
+    projections = len(factors[0])
     gram, pulled = GramSum(), GramSum()
-    power = torch.zeros(2 * weight.shape[1], dtype=torch.float64, device=weight.device)
+    power = torch.zeros(projections * weight.shape[1], dtype=torch.float64, device=weight.device)
     for x, both, rest in zip(inputs, factors, residual, strict=True):
         back = rest.float() @ weight
         gram.add(x)
         pulled.add(torch.cat([back * factor.float() for factor in both], dim=1), x)  # J^T W^T r
         power += torch.cat([factor.double().square().sum(0) for factor in both])
-    passed = weight.double().square().sum(0).repeat(2) * power / gram.count  # (2 P,)
+    passed = weight.double().square().sum(0).repeat(projections) * power / gram.count
     passed = passed.clamp_min(1e-9 * float(passed.max()) or 1.0)[:, None]
     pull = strength(gram.mean, damping)
     inverse = torch.linalg.inv(damped(gram.mean, damping))
 
     def normal(change: Tensor) -> Tensor:
         """J^T W^T W J of a change, and its damping."""
-        product, (of_up, of_gate) = GramSum(), change.float().chunk(2)
-        for x, (opened, sloped) in zip(inputs, factors, strict=True):
-            moved = (x.float() @ of_up.T) * opened + (x.float() @ of_gate.T) * sloped  # dh
-            back = (moved @ weight.T) @ weight
-            product.add(torch.cat([back * opened, back * sloped], dim=1), x)
+        product, parts = GramSum(), change.float().chunk(projections)
+        for x, diagonals in zip(inputs, factors, strict=True):
+            lines = [(x.float() @ part.T) * factor for part, factor in zip(parts, diagonals, strict=True)]
+            back = (sum(lines[1:], lines[0]) @ weight.T) @ weight  # of dh
+            product.add(torch.cat([back * factor for factor in diagonals], dim=1), x)
         return product.mean + pull * passed * change
 
     return conjugate_gradients(normal, lambda v: (v / passed) @ inverse, pulled.mean, steps=steps)

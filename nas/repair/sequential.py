@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from data.errors import InputError
 from nas.architecture import Architecture
 from nas.calibration import GramSum
-from nas.families import blocks_of, family_of
+from nas.families import ATTENTION, MLP, Layer, family_of, layers_of
 from nas.linear import ridge
 from nas.repair.channels import refit_channels
-from nas.repair.stream import Stream, input_of, join
+from nas.repair.stream import Stream, input_of, mlp_part
 from nas.repair.values import refit_values
 from nas.shape import Shape
 from nas.subnet import OutputMatrices, cut
@@ -63,6 +63,8 @@ def repair_front_to_back(
       an MLP's gates, up-projections and output columns (`nas.repair.channels`).
 
     In families that norm a module's output before adding it the target is the dense module's own output.
+    Values are left as they are where an attention's patterns cannot be asked for (`Family.by_interface`), and
+    so are mixtures of experts, which have no output matrix of their own.
     `progress` is told of each finished block. Raises `InputError` for a narrower hidden width and for heads
     that are kept in part: neither has a dense target yet.
     """
@@ -72,82 +74,75 @@ def repair_front_to_back(
             "repaired front to back; keep both whole, or cut without this repair"
         )
     subnet = cut(parent, shape, architecture, bank, own=True)
-    family = family_of(parent.config)
-    own = dense.before(0)
+    by_interface = family_of(parent.config).by_interface
+    own, sources = dense.before(0), layers_of(parent)
     followers = [*architecture.blocks[1:], None]
-    for block, layer, follower in zip(architecture.blocks, blocks_of(subnet), followers, strict=True):
-        source, arguments = blocks_of(parent)[block.source], dense.arguments[block.source]
+    for block, layer, follower in zip(architecture.blocks, layers_of(subnet), followers, strict=True):
+        source, arguments = sources[block.source], dense.arguments[block.source]
         before, middle = dense.before(block.source), dense.middle(block.source)
         if follower is None:
             behind = dense.before(shape.blocks)
         else:
             behind = dense.before(follower.source) if follower.kv_groups else dense.middle(follower.source)
+        entry = own
+        values = partial(refit_values, layer, arguments, damping=damping.values)
         if block.kv_groups:
-            attention = layer.self_attn
-
             own = _repair_module(
-                layer, own, _caller(attention, arguments),
-                inputs=(attention.q_proj, attention.k_proj, attention.v_proj),
-                output=attention.o_proj,
-                norms=(family.attention_pre, family.attention_post),
+                layer, ATTENTION, own, own, arguments,
                 dense=(source, before),
                 target=middle if block.ffn else behind,
-                dense_output=_caller(source.self_attn, arguments),
                 damping=damping,
-                refit=partial(refit_values, attention, arguments, damping=damping.values),
+                refit=values if by_interface else None,
             )  # fmt: skip
-        if block.ffn:
-            mlp = layer.mlp
+        if block.ffn and layer.layout.experts:
+            own = [mlp_part(layer, h, b) for h, b in zip(own, entry, strict=True)]
+        elif block.ffn:
             own = _repair_module(
-                layer, own, mlp,
-                inputs=(mlp.gate_proj, mlp.up_proj),
-                output=mlp.down_proj,
-                norms=(family.mlp_pre, family.mlp_post),
-                dense=(source, middle),
+                layer, MLP, own, entry if layer.layout.parallel else own, {},
+                dense=(source, before if layer.layout.parallel else middle),
                 target=behind,
-                dense_output=source.mlp,
                 damping=damping,
                 refit=partial(
-                    refit_channels, mlp, damping=damping.channels, output_damping=damping.outputs
+                    refit_channels, layer, damping=damping.channels, output_damping=damping.outputs
                 ),
             )  # fmt: skip
         progress(1)
     return subnet
 
 
-def _caller(attention: nn.Module, arguments: Mapping[str, Any]) -> Callable[[Tensor], Any]:
-    """An attention as a function of its normed input alone."""
-    return lambda x: attention(hidden_states=x, **arguments)
-
-
 def _repair_module(
-    layer: nn.Module,
+    layer: Layer,
+    part: str,
     own: Sequence[Tensor],
-    run: Callable[[Tensor], Any],
+    read: Sequence[Tensor],
+    arguments: Mapping[str, Any],
     *,
-    inputs: Iterable[nn.Linear],
-    output: nn.Linear,
-    norms: tuple[str, str | None],
-    dense: tuple[nn.Module, Sequence[Tensor]],
+    dense: tuple[Layer, Sequence[Tensor]],
     target: Sequence[Tensor],
-    dense_output: Callable[[Tensor], Any],
     damping: Damping,
     refit: Callable[[list[Tensor], list[Tensor]], object] | None = None,
 ) -> list[Tensor]:
-    """Repair one module of `layer` in place and return the subnet's stream behind it, batch by batch."""
-    pre, post = norms
-    norm = getattr(layer, pre)
-    source, dense_before = dense
+    """Repair one module of `layer` in place and return the subnet's stream behind it, batch by batch.
+
+    `own` is the stream that it adds to, `read` the one that it reads: another one where the MLP runs beside
+    the attention. `dense` is the parent's block and what the module reads there.
+    """
+    output = layer.output(part)
+
+    def run(x: Tensor) -> Tensor:
+        return layer.run(part, x, arguments)
+
+    source, dense_read = dense
     gram, cross = GramSum(), GramSum()
-    normed = [norm(mine) for mine in own]
-    for x, theirs in zip(normed, dense_before, strict=True):
+    normed = [layer.norm(part, mine) for mine in read]
+    for x, theirs in zip(normed, dense_read, strict=True):
         gram.add(x)
-        cross.add(getattr(source, pre)(theirs), x)
+        cross.add(source.norm(part, theirs), x)
     eye = torch.eye(gram.mean.shape[0], dtype=torch.float64, device=gram.mean.device)
     correction = ridge(gram.mean, cross.mean, eye, damping.inputs)
-    for linear in inputs:
+    for linear in layer.inputs(part):
         linear.weight.data = (linear.weight.double() @ correction).to(linear.weight.dtype)
-    wanted = _wanted(layer, post, own, target, source, pre, dense_before, dense_output)
+    wanted = _wanted(layer, part, own, target, source, dense_read, arguments)
     if output.bias is not None:
         wanted = [goal - output.bias.float() for goal in wanted]
     gram, cross = GramSum(), GramSum()
@@ -163,22 +158,21 @@ def _repair_module(
             goal - input_of(output, run, x).float() @ weight.T for x, goal in zip(normed, wanted, strict=True)
         ]
         refit(normed, left)
-    return [join(layer, post, h, output(input_of(output, run, x))) for h, x in zip(own, normed, strict=True)]
+    return [layer.join(part, h, output(input_of(output, run, x))) for h, x in zip(own, normed, strict=True)]
 
 
 def _wanted(
-    layer: nn.Module,
-    post: str | None,
+    layer: Layer,
+    part: str,
     own: Sequence[Tensor],
     target: Sequence[Tensor],
-    source: nn.Module,
-    pre: str,
-    dense_before: Sequence[Tensor],
-    dense_output: Callable[[Tensor], Any],
+    source: Layer,
+    dense_read: Sequence[Tensor],
+    arguments: Mapping[str, Any],
 ) -> list[Tensor]:
     """What the module's output should be, batch by batch, in float32."""
-    if post is None:
-        multiplier = getattr(layer, "residual_multiplier", 1.0)
+    post = layer.layout.attention_post if part == ATTENTION else layer.layout.mlp_post
+    if not post:
+        multiplier = getattr(layer.module, "residual_multiplier", 1.0)
         return [(goal.float() - mine.float()) / multiplier for goal, mine in zip(target, own, strict=True)]
-    outputs = (dense_output(getattr(source, pre)(h)) for h in dense_before)
-    return [(out[0] if isinstance(out, tuple) else out).float() for out in outputs]
+    return [source.run(part, source.norm(part, h), arguments).float() for h in dense_read]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.calibration import GramSum
+from nas.families import Layer
 from nas.importance.criterion import ModuleScore
 from nas.linear import DAMPING, admm, prefix_solution, ridge, strength
 from nas.repair.stream import input_of
@@ -44,7 +45,7 @@ def reconstruct(damping: float = 1e-3) -> Step:
 
 def choose(
     score: ModuleScore,
-    channels: Callable[[nn.Module, Tensor], Tensor] | None = None,
+    channels: Callable[[Layer, Tensor], Tensor] | None = None,
     last: Callable[[Visit, Tensor], Sequence[int]] = lambda visit, importance: (),
 ) -> Step:
     """Put the units of a module into the order that a criterion gives on the module as it is now.
@@ -63,7 +64,7 @@ def choose(
             gram = GramSum()
             for x in visit.normed:
                 gram.add(x)
-            visit.reorder(order(channels(visit.layer.mlp, gram.mean)))
+            visit.reorder(order(channels(visit.layer, gram.mean)))
             return
         gram_of_states = visit.gram()
         if not visit.is_attention:
@@ -115,7 +116,7 @@ def mean_bias(visit: Visit) -> None:
     output = visit.output
     total = torch.zeros(output.in_features, dtype=torch.float64, device=output.weight.device)
     count = 0
-    linear = visit.source.self_attn.o_proj if visit.is_attention else visit.source.mlp.down_proj
+    linear = visit.source.output(visit.part)
     for x in visit.dense_normed:
         rows = input_of(linear, visit.dense_run, x).flatten(0, -2)
         total += rows.double().sum(0)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nas.families import Family, blocks_of, family_of
+from nas.families import ATTENTION, MLP, Layer, layers_of
+from nas.modeling_subnet import AlibiAttention
 
 
 class Stream:
@@ -22,7 +25,7 @@ class Stream:
     def __init__(
         self, model: PreTrainedModel, windows: Tensor, batch_size: int = 8, room: int = 2**31
     ) -> None:
-        self._layers, self._family = blocks_of(model), family_of(model.config)
+        self._layers = layers_of(model)
         entry, self.arguments = _entry(model, windows, batch_size)
         self._states = {0: entry}  # 2 b in front of block b, 2 b + 1 behind its attention
         size = sum(state.numel() * state.itemsize for state in entry)
@@ -38,36 +41,28 @@ class Stream:
 
     def _at(self, point: int) -> list[Tensor]:
         nearest = max(known for known in self._states if known <= point)
-        states = self._states[nearest]
         for here in range(nearest, point):
-            layer, arguments = self._layers[here // 2], self.arguments[here // 2]
-            if here % 2:
-                states = [mlp_part(layer, self._family, h) for h in states]
+            states, layer = self._states[here], self._layers[here // 2]
+            if here % 2 == 0:
+                states = [attention_part(layer, h, self.arguments[here // 2]) for h in states]
             else:
-                states = [attention_part(layer, self._family, h, arguments) for h in states]
-            if self._keep:
-                self._states[here + 1] = states
-        if not self._keep:
-            self._states = {0: self._states[0], point: states}
-        return states
+                before = self._states[here - 1]
+                states = [mlp_part(layer, h, b) for h, b in zip(states, before, strict=True)]
+            if not self._keep:  # but what the next part will start from
+                needed = {0, here} if here % 2 == 0 else {0}
+                self._states = {known: value for known, value in self._states.items() if known in needed}
+            self._states[here + 1] = states
+        return self._states[point]
 
 
-def attention_part(layer: nn.Module, family: Family, h: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+def attention_part(layer: Layer, h: Tensor, arguments: Mapping[str, Any]) -> Tensor:
     """The stream behind a block's attention, from the one before the block."""
-    out, _ = layer.self_attn(hidden_states=getattr(layer, family.attention_pre)(h), **arguments)
-    return join(layer, family.attention_post, h, out)
+    return layer.join(ATTENTION, h, layer.attend(layer.norm(ATTENTION, h), arguments))
 
 
-def mlp_part(layer: nn.Module, family: Family, h: Tensor) -> Tensor:
-    """The stream behind a block's MLP, from the one behind its attention."""
-    return join(layer, family.mlp_post, h, layer.mlp(getattr(layer, family.mlp_pre)(h)))
-
-
-def join(layer: nn.Module, post: str | None, h: Tensor, out: Tensor) -> Tensor:
-    """Add a module's output to the stream as the block does."""
-    if post is not None:
-        out = getattr(layer, post)(out)
-    return h + out * getattr(layer, "residual_multiplier", 1.0)
+def mlp_part(layer: Layer, h: Tensor, before: Tensor) -> Tensor:
+    """The stream behind a block, from those behind its attention and before the block."""
+    return layer.join(MLP, h, layer.feed(layer.norm(MLP, layer.read(before, h))))
 
 
 class Reached(Exception):
@@ -95,32 +90,44 @@ def input_of(module: nn.Module, run: Callable[[Tensor], Any], x: Tensor) -> Tens
 def _entry(
     model: PreTrainedModel, windows: Tensor, batch_size: int
 ) -> tuple[list[Tensor], list[dict[str, Any]]]:
-    """The stream in front of block 0 in batches, and the keywords of every block."""
-    layers = blocks_of(model)
+    """The stream in front of block 0 in batches, and the keywords of every attention."""
+    layers = layers_of(model)
     states: list[Tensor] = []
     arguments: list[dict[str, Any]] = []
 
     def first(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
-        states.append(args[0])
+        states.append(args[0] if args else kwargs["hidden_states"])
         raise Reached
 
-    def note(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
-        arguments.append({name: value for name, value in kwargs.items() if name != "past_key_values"})
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = inspect.signature(_own_forward(module)).bind(*args, **kwargs).arguments
+        given |= given.pop("kwargs", {})
+        if "residual" in given:  # of an attention that adds the stream itself (bloom's)
+            given["residual"] = torch.zeros_like(given["residual"][:1, :1])
+        unwanted = ("hidden_states", "past_key_values", "layer_past")
+        arguments.append({name: value for name, value in given.items() if name not in unwanted})
 
     # One window tells the keywords: masks and positions broadcast over the batch.
-    hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
+    hooks = [layer.attention.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
     try:
-        model.model(windows[:1].to(model.device), use_cache=False)
+        model.base_model(windows[:1].to(model.device), use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
-    hook = layers[0].register_forward_pre_hook(first, with_kwargs=True)
+    hook = layers[0].module.register_forward_pre_hook(first, with_kwargs=True)
     try:
         for batch in windows.split(batch_size):
             try:
-                model.model(batch.to(model.device), use_cache=False)
+                model.base_model(batch.to(model.device), use_cache=False)
             except Reached:
                 continue
     finally:
         hook.remove()
     return [state.clone() for state in states], [dict(a) for a in arguments]
+
+
+def _own_forward(attention: nn.Module) -> Callable[..., Any]:
+    """The forward of the family's class, which names its arguments."""
+    classes: list[Any] = [c for c in type(attention).__mro__ if c is not AlibiAttention]
+    forward = next(c.forward for c in classes if "forward" in c.__dict__)
+    return cast(Callable[..., Any], forward.__get__(attention))

@@ -12,6 +12,7 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from nas.calibration import GramSum
+from nas.families import Layer
 from nas.linear import factorise, strength
 from nas.repair.stream import Reached
 
@@ -20,13 +21,13 @@ CAPTURE = "secateur_capture"
 
 
 def refit_values(
-    attention: nn.Module,
+    layer: Layer,
     arguments: Mapping[str, Any],
     inputs: Sequence[Tensor],
     residual: list[Tensor],
     damping: float,
 ) -> list[Tensor]:
-    """Refit v_proj and o_proj of `attention` in place, KV group by KV group; returns the residual left.
+    """Refit v_proj and o_proj of a block in place, KV group by KV group; returns the residual left.
 
     With a head's attention pattern P fixed, it adds O V (P x) to the stream: a map of rank head_dim of the
     attended input z = P x. Where heads were cut, those that stay had better carry other directions of z than
@@ -37,20 +38,21 @@ def refit_values(
     `inputs` are the normed inputs in batches (batch, seq_len, hidden), `residual` the target minus the
     attention's present output, batch by batch. Takes the memory of Q further streams.
     """
-    calls = [attention_call(attention, arguments, x) for x in inputs]
-    dim, queries = int(attention.head_dim), int(attention.num_key_value_groups)
-    groups = attention.k_proj.out_features // dim
-    has_bias = attention.v_proj.bias is not None
+    calls = [attention_call(layer.attention, arguments, x) for x in inputs]
+    queries = calls[0][0].shape[1] // calls[0][1].shape[1]
+    groups = calls[0][1].shape[1]
+    dim = layer.v_proj.out_features // groups
+    has_bias = layer.v_proj.bias is not None
     for group in range(groups):
         rows = slice(group * dim, (group + 1) * dim)
         columns = slice(group * dim * queries, (group + 1) * dim * queries)
-        value = attention.v_proj.weight[rows].double()  # (D, d), with the bias as one more column
+        value = layer.v_proj.weight[rows].double()  # (D, d), with the bias as one more column
         if has_bias:
-            value = torch.cat([value, attention.v_proj.bias[rows, None].double()], dim=1)
-        out = attention.o_proj.weight[:, columns].double().view(-1, queries, dim).transpose(0, 1)  # (Q, d, D)
+            value = torch.cat([value, layer.v_proj.bias[rows, None].double()], dim=1)
+        out = layer.o_proj.weight[:, columns].double().view(-1, queries, dim).transpose(0, 1)  # (Q, d, D)
         present = out @ value  # (Q, d, d)
         gram, cross = GramSum(), GramSum()
-        attends = [attended(attention, call, x, group) for call, x in zip(calls, inputs, strict=True)]
+        attends = [attended(layer, call, x, group) for call, x in zip(calls, inputs, strict=True)]
         for z, rest in zip(attends, residual, strict=True):  # z is (batch, seq_len, Q, d)
             gram.add(z.flatten(-2))
             cross.add(rest + _through(z, present), z.flatten(-2))
@@ -64,11 +66,11 @@ def refit_values(
         new_out, new_value = factorise(grams, crosses + pull * present, out, value)
         change = present - new_out @ new_value
         residual = [rest + _through(z, change) for rest, z in zip(residual, attends, strict=True)]
-        dtype = attention.v_proj.weight.dtype
-        attention.v_proj.weight.data[rows] = (new_value[:, :-1] if has_bias else new_value).to(dtype)
+        dtype = layer.v_proj.weight.dtype
+        layer.v_proj.weight.data[rows] = (new_value[:, :-1] if has_bias else new_value).to(dtype)
         if has_bias:
-            attention.v_proj.bias.data[rows] = new_value[:, -1].to(dtype)
-        attention.o_proj.weight.data[:, columns] = new_out.transpose(0, 1).flatten(1).to(dtype)
+            layer.v_proj.bias.data[rows] = new_value[:, -1].to(dtype)
+        layer.o_proj.weight.data[:, columns] = new_out.transpose(0, 1).flatten(1).to(dtype)
     return residual
 
 
@@ -90,17 +92,18 @@ def attention_call(attention: nn.Module, arguments: Mapping[str, Any], x: Tensor
     raise RuntimeError(f"{type(attention).__name__} does not go through transformers' attention interface")
 
 
-def attended(attention: nn.Module, call: Call, x: Tensor, group: int) -> Tensor:
+def attended(layer: Layer, call: Call, x: Tensor, group: int) -> Tensor:
     """What each query head of a KV group attends to: its pattern times the input itself.
 
     (batch, seq_len, Q, hidden), with a column of ones behind where values have a bias. Patterns are those of
     the model's own attention function, so that windows, masks and caps are all in them.
     """
     query, key, mask, keywords = call
+    attention = layer.attention
     eager = getattr(sys.modules[type(attention).__module__], "eager_attention_forward", None)
     function = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager)
-    queries = int(attention.num_key_value_groups)
-    values = x if attention.v_proj.bias is None else torch.cat([x, torch.ones_like(x[..., :1])], dim=-1)
+    queries = query.shape[1] // key.shape[1]
+    values = x if layer.v_proj.bias is None else torch.cat([x, torch.ones_like(x[..., :1])], dim=-1)
     heads = slice(group * queries, (group + 1) * queries)
     z, _ = function(attention, query[:, heads], key[:, group : group + 1], values[:, None], mask, **keywords)
     result: Tensor = z

@@ -9,15 +9,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from data.errors import InputError
 from nas.architecture import Architecture, Block
 from nas.calibration import GramSum
-from nas.families import blocks_of, family_of
+from nas.families import ATTENTION, MLP, Layer, layers_of
 from nas.ranking import reorder_channels, reorder_heads
 from nas.repair.stream import Stream, attention_part, input_of, mlp_part
 from nas.shape import Shape, check_fits
@@ -39,8 +40,8 @@ class Visit:
     block: Block
     kept: Tensor
     is_attention: bool
-    layer: nn.Module
-    source: nn.Module
+    layer: Layer
+    source: Layer
     normed: Sequence[Tensor]
     dense_normed: Sequence[Tensor]
     arguments: Mapping[str, Any]
@@ -53,24 +54,23 @@ class Visit:
         """The parent's module's output."""
         return self._run(self.source, x)
 
-    def _run(self, layer: nn.Module, x: Tensor) -> Tensor:
-        if not self.is_attention:
-            return cast(Tensor, layer.mlp(x))
-        return cast(Tensor, layer.self_attn(hidden_states=x, **self.arguments)[0])
+    def _run(self, layer: Layer, x: Tensor) -> Tensor:
+        return layer.run(self.part, x, self.arguments)
+
+    @property
+    def part(self) -> str:
+        """Which of a block's two modules it is."""
+        return ATTENTION if self.is_attention else MLP
 
     @property
     def inputs(self) -> tuple[nn.Linear, ...]:
         """The projections that read the normed input."""
-        if self.is_attention:
-            attention = self.layer.self_attn
-            return attention.q_proj, attention.k_proj, attention.v_proj
-        return self.layer.mlp.gate_proj, self.layer.mlp.up_proj
+        return self.layer.inputs(self.part)
 
     @property
     def output(self) -> nn.Linear:
         """The output matrix."""
-        linear: nn.Linear = self.layer.self_attn.o_proj if self.is_attention else self.layer.mlp.down_proj
-        return linear
+        return self.layer.output(self.part)
 
     def states(self) -> list[Tensor]:
         """Inputs of the output matrix, batch by batch, from the module as it is now."""
@@ -117,36 +117,40 @@ def walk(
     """
     check_fits(architecture, shape)
     model = copy.deepcopy(parent).requires_grad_(False)
-    family = family_of(parent.config)
+    layers, sources = layers_of(model), layers_of(parent)
     own = dense.before(0)
     for block in architecture.blocks:
-        layer, source = blocks_of(model)[block.source], blocks_of(parent)[block.source]
+        layer, source = layers[block.source], sources[block.source]
+        if layer.layout.experts:
+            raise InputError("mixtures of experts are not pruned on a walk yet; choose another repair")
         arguments = dense.arguments[block.source]
 
         def visit(
             is_attention: bool, own: list[Tensor], before: list[Tensor],
-            block: Block = block, layer: nn.Module = layer, source: nn.Module = source,
+            block: Block = block, layer: Layer = layer, source: Layer = source,
             arguments: Mapping[str, Any] = arguments,
         ) -> None:  # fmt: skip
-            norm = family.attention_pre if is_attention else family.mlp_pre
+            part = ATTENTION if is_attention else MLP
             seen = Visit(
                 shape, block, _kept(shape, block, is_attention, rotary, channels, model.device),
                 is_attention, layer, source,
-                normed=[getattr(layer, norm)(h) for h in own],
-                dense_normed=[getattr(source, norm)(h) for h in before],
+                normed=[layer.norm(part, h) for h in own],
+                dense_normed=[source.norm(part, h) for h in before],
                 arguments=arguments,
             )  # fmt: skip
             for step in steps if block.source not in untouched else ():
                 step(seen)
 
+        entry, parallel = own, layer.layout.parallel
         if block.kv_groups:
             visit(True, own, dense.before(block.source))
             cut_layer = _alone(model, shape, block, rotary, channels)
-            own = [attention_part(cut_layer, family, h, arguments) for h in own]
+            own = [attention_part(cut_layer, h, arguments) for h in own]
         if block.ffn:
-            visit(False, own, dense.middle(block.source))
+            place = dense.before if parallel else dense.middle
+            visit(False, entry if parallel else own, place(block.source))
             cut_layer = _alone(model, shape, block, rotary, channels)
-            own = [mlp_part(cut_layer, family, h) for h in own]
+            own = [mlp_part(cut_layer, h, before) for h, before in zip(own, entry, strict=True)]
         progress(1)
     return cut(model, shape, architecture, rotary=rotary, channels=channels, own=True)
 
@@ -179,8 +183,9 @@ def _alone(
     block: Block,
     rotary: RotaryOrders | None,
     channels: ChannelOrders | None,
-) -> nn.Module:
+) -> Layer:
     """One block of the model as the architecture wants it."""
-    kept = block if block.kv_groups else Block(block.source, 1, 1, block.ffn)  # a model needs attention
+    full = (shape.kv_groups, shape.queries_per_group)
+    kept = block if block.kv_groups else Block(block.source, *full, block.ffn)  # a model needs attention
     alone = Architecture(shape.hidden, (kept,))
-    return blocks_of(cut(model, shape, alone, rotary=rotary, channels=channels))[0]
+    return layers_of(cut(model, shape, alone, rotary=rotary, channels=channels))[0]

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.errors import InputError
-from data.files import Passages, cut, join, read_passages
+from data.fields import Field, Passages
+from data.files import cut, join, read_passages
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".raw", ".tokens", ".TXT"])
@@ -29,20 +30,20 @@ def test_json_lines_are_documents_parted_by_blank_lines(tmp_path: Path) -> None:
     rows = [{"text": "one\ntwo", "body": "x"}, {"text": "été", "body": "y"}]
     path.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
     assert read_passages(path).text == "one\ntwo\n\nété"
-    assert read_passages(path, "body").parts == ("x", "y")
+    assert read_passages(path, Field("body")).parts == ("x", "y")
 
 
 def test_parquet_is_documents_parted_by_blank_lines(tmp_path: Path) -> None:
     path = tmp_path / "corpus.parquet"
     pandas.DataFrame({"text": ["one", "two"], "body": ["x", "y"], "size": [1, 2]}).to_parquet(path)
     assert read_passages(path).text == "one\n\ntwo"
-    assert read_passages(path, "body").parts == ("x", "y")
+    assert read_passages(path, Field("body")).parts == ("x", "y")
     with pytest.raises(InputError, match="'size' in row 0 of .* is a int and no text"):
-        read_passages(path, "size")
+        read_passages(path, Field("size"))
     with pytest.raises(
         InputError, match="has no 'story', only text, body, size: name the text field as PATH#"
     ):
-        read_passages(path, "story")
+        read_passages(path, Field("story"))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 
 from data import hub
 from data.errors import InputError
+from data.fields import Field
 from data.hub import read_hub
 
 ROWS = {
@@ -47,7 +48,7 @@ def test_a_large_set_is_read_only_so_far(monkeypatch: pytest.MonkeyPatch) -> Non
     publish("train", "validation", "test")
     passages, source = read_hub("owner/name")
     assert passages["validation"].parts == ("v0", "v1")
-    assert source["validation"].startswith("first 4 characters of the rows of Hub owner/name")
+    assert source["validation"].startswith("first 4 characters: 2 rows of Hub owner/name")
 
 
 def test_missing_splits_are_cut_from_the_others() -> None:
@@ -70,10 +71,8 @@ def test_a_single_split_is_cut_in_three() -> None:
 
 def test_another_field_must_be_named() -> None:
     publish("train", "validation", "test", column="body")
-    assert read_hub("owner/name", "body")[0]["test"].parts == ("t0", "t1", "t2")
-    with pytest.raises(
-        InputError, match="no text in field 'text' of the rows, which have body: pass ID#FIELD"
-    ):
+    assert read_hub("owner/name", Field("body"))[0]["test"].parts == ("t0", "t1", "t2")
+    with pytest.raises(InputError, match="row 0 of Hub .* has no 'text', only body: .* as ID#FIELD"):
         read_hub("owner/name")
 
 

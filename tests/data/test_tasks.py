@@ -193,8 +193,10 @@ def test_a_table_with_a_header_or_other_columns_is_refused(folder: Path) -> None
 
 
 def test_an_unknown_task_and_a_limit_below_zero_are_refused(folder: Path) -> None:
-    with pytest.raises(InputError, match="there is no task 'piqua': give some of arc_easy"):
+    with pytest.raises(InputError, match="there is no task 'piqua': give piqa$"):
         read_task("piqua", folder)
+    with pytest.raises(InputError, match="there is no task 'cooking': give some of arc_easy, arc_challenge"):
+        read_task("cooking", folder)
     with pytest.raises(InputError, match="a limit of -1 items"):
         read_task("piqa", folder, limit=-1)
 

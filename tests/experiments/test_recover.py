@@ -1,13 +1,14 @@
 """Recovering a saved checkpoint: a better one of the same form, its record, and what is refused."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from experiments import ranking_flips, recover, score
 from experiments.command_line import run
@@ -92,6 +93,25 @@ def test_what_is_saved_scores_what_the_record_says(toy: Path, tmp_path: Path) ->
     assert run(score.Settings, score.main, [*given, "--json", str(out)]) == 0
     found = json.loads(out.read_text())[str(tmp_path / "checkpoint")]
     assert found == record_in(tmp_path)["scores"]["after"]["test"]
+
+
+def test_conversations_are_recovered_on_by_the_parents_template(toy: Path, tmp_path: Path) -> None:
+    shutil.copytree(toy / "parent", tmp_path / "parent")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "parent")
+    tokenizer.chat_template = "{% for m in messages %} w7 {{ m.content }} w11{% endfor %}"
+    tokenizer.save_pretrained(tmp_path / "parent")
+    words = (toy / "corpus" / "train.txt").read_text().split()
+    with (tmp_path / "chat.jsonl").open("w") as file:
+        for at in range(0, 3600, 24):
+            asked, answered = " ".join(words[at : at + 8]), " ".join(words[at + 8 : at + 24])
+            turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+            file.write(json.dumps({"messages": turns}) + "\n")
+    given = ("--parent", str(tmp_path / "parent"), "--corpus", f"{tmp_path / 'chat.jsonl'}#messages")
+    assert recovered(toy, tmp_path / "out", *given) == 0
+    record = record_in(tmp_path / "out")
+    assert "of 150 templated conversations" in record["protocol"]["corpus"]
+    before, after = (record["scores"][name]["test"]["nll"] for name in ("before", "after"))
+    assert after < before
 
 
 def test_a_recovered_checkpoint_can_be_recovered_again(toy: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from data.errors import InputError
 from nas.architecture import Architecture, Block
-from nas.families import REFUSED, blocks_of, family_of, shape_of
+from nas.families import REFUSED, family_of, layers_of, shape_of
 from nas.ranking import head_columns, permute
 from nas.shape import Shape
 from nas.subnet import cut
@@ -25,6 +25,13 @@ from tests.nas.tiny_models import (
 )
 
 every_parent = pytest.mark.parametrize("name", PARENTS)
+OUTPUTS = (
+    ".o_proj.weight",
+    "attn.c_proj.weight",
+    "out_proj.weight",
+    "attention.dense.weight",
+    "attn.dense.weight",
+)
 every_cut = pytest.mark.parametrize("kind", CUTS)
 
 
@@ -48,21 +55,49 @@ def zeroed(parent: PreTrainedModel, shape: Shape, architecture: Architecture) ->
     """The permuted parent, whole, with everything that the architecture drops set to zero on its way."""
     model = copy.deepcopy(parent)
     kept = {block.source: block for block in architecture.blocks}
-    for index, layer in enumerate(blocks_of(model)):
+    for index, layer in enumerate(layers_of(model)):
         if index not in kept:
-            layer.register_forward_hook(lambda _, args, output: args[0])
+            layer.module.register_forward_hook(skip_block)
             continue
         block = kept[index]
         heads = torch.zeros(shape.kv_groups, shape.queries_per_group, shape.head_dim)
         heads[: block.kv_groups, : block.queries_per_group] = 1
-        channels = (torch.arange(shape.ffn) < block.ffn).float()
-        layer.self_attn.o_proj.register_forward_pre_hook(times(heads.flatten()))
-        layer.mlp.down_proj.register_forward_pre_hook(times(channels))
+        layer.o_proj.register_forward_pre_hook(times(heads.flatten()))
+        if layer.layout.experts:
+            layer.mlp.gate.register_forward_hook(without_experts(layer.mlp.gate, block.ffn))
+        else:
+            layer.down_proj.register_forward_pre_hook(times((torch.arange(shape.ffn) < block.ffn).float()))
         if not block.kv_groups:
-            layer.self_attn.register_forward_hook(lambda _, args, output: (output[0] * 0, None))
+            layer.attention.register_forward_hook(skip_attention)
         if not block.ffn:
-            layer.mlp.register_forward_hook(lambda _, args, output: output * 0)
+            (layer.mlp if layer.layout.mlp else layer.down_proj).register_forward_hook(skip_mlp)
     return model
+
+
+def skip_block(_: nn.Module, args: tuple[Tensor, ...], output: object) -> object:
+    return (args[0], *output[1:]) if isinstance(output, tuple) else args[0]
+
+
+def skip_attention(_: nn.Module, args: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> tuple[Tensor, None]:
+    return (args[1] if len(args) > 1 else output[0] * 0), None  # bloom's adds the stream itself
+
+
+def skip_mlp(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    return args[1] if len(args) > 1 else output * 0
+
+
+def without_experts(gate: nn.Module, kept: int) -> Callable[..., object]:
+    """A hook on a router that lets no token visit the experts behind the first ones."""
+
+    def hook(_: nn.Module, args: tuple[Tensor, ...], output: object) -> object:
+        logits = args[0].reshape(-1, args[0].shape[-1]) @ gate.weight.T
+        logits[:, max(kept, gate.top_k) :] = -torch.inf
+        best, index = logits.float().softmax(-1).topk(gate.top_k, dim=-1)
+        if getattr(gate, "norm_topk_prob", True):
+            best = best / best.sum(-1, keepdim=True)
+        return logits, best.to(logits.dtype), index
+
+    return hook
 
 
 def cached_logits(model: PreTrainedModel, ids: Tensor, cache: object, prefill: int = 3) -> Tensor:
@@ -79,9 +114,7 @@ def test_a_permuted_parent_has_the_logits_of_the_parent(name: str) -> None:
     before = {key: value.clone() for key, value in parent.state_dict().items()}
     shape = shape_of(parent)
     permuted = permute(parent, shape, random_ranking(shape))
-    assert not torch.equal(
-        permuted.model.layers[0].mlp.up_proj.weight, before["model.layers.0.mlp.up_proj.weight"]
-    )
+    assert not torch.equal(layers_of(permuted)[0].o_proj.weight, layers_of(parent)[0].o_proj.weight)
     same(permuted(tokens()).logits, parent(tokens()).logits)
     for key, value in parent.state_dict().items():
         assert torch.equal(value, before[key]), key
@@ -129,15 +162,16 @@ def test_views_copy_nothing_and_copies_share_nothing(name: str, kind: str) -> No
         block.source for block in architecture.blocks if 0 < block.queries_per_group < shape.queries_per_group
     ]
     for key, weight in view.named_parameters():
-        copied = ".q_proj." in key or key.endswith(".o_proj.weight")
-        if not (copied and architecture.blocks[int(key.split(".")[2])].source in gathered):
+        copied = ".q_proj." in key or key.endswith((*OUTPUTS,))
+        number = next((int(part) for part in key.split(".") if part.isdigit()), 0)
+        if not (copied and architecture.blocks[number].source in gathered):
             assert weight.untyped_storage().data_ptr() in storages, key
     for key, weight in own.named_parameters():
         assert weight.untyped_storage().data_ptr() not in storages, key
         assert weight.untyped_storage().nbytes() == weight.nbytes, key
     assert torch.equal(view(tokens()).logits, own(tokens()).logits)
-    tied = own.lm_head.weight is own.model.embed_tokens.weight
-    assert tied == (parent.lm_head.weight is parent.model.embed_tokens.weight)
+    tied = own.get_output_embeddings().weight is own.get_input_embeddings().weight
+    assert tied == (parent.get_output_embeddings().weight is parent.get_input_embeddings().weight)
 
 
 @every_parent
@@ -282,7 +316,7 @@ def test_parents_that_a_cut_would_spoil_are_refused() -> None:
         cut(parent, shape, shape.parent)
 
 
-@pytest.mark.parametrize("kind", [*REFUSED, "gpt2", "secateur_llama"])
+@pytest.mark.parametrize("kind", [*REFUSED, "bert", "secateur_llama"])
 def test_other_families_are_refused_by_name(kind: str) -> None:
     config = tiny_parent("llama").config
     config.__class__ = type("Other", (type(config),), {"model_type": kind})

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    Cache,
     DynamicCache,
     GenerationConfig,
     PreTrainedModel,
@@ -30,7 +31,7 @@ from data.errors import InputError
 from nas.architecture import Architecture, Block
 from nas.card import model_card
 from nas.export import needs_code, save_checkpoint
-from nas.families import shape_of
+from nas.families import layout_of, shape_of
 from nas.residual import measure_stream, rotate_stream
 from nas.subnet import cut
 from tests.nas.tiny_models import (
@@ -44,6 +45,11 @@ from tests.nas.tiny_models import (
 )
 
 PLAIN = ("uniform", "shallow", "one block")
+SQUARE = (
+    "helium", "stablelm", "stablelm-parallel", "phi", "gpt2", "gpt_neo", "gptj", "gpt_neox",
+    "gpt_neox-serial", "opt", "falcon", "falcon-groups", "falcon-alibi", "bloom",
+)  # fmt: skip
+"""Parents whose heads together are always as wide as the hidden width: plain ones lose no heads."""
 every_parent = pytest.mark.parametrize("name", PARENTS)
 every_cut = pytest.mark.parametrize("kind", CUTS)
 
@@ -70,6 +76,20 @@ def saved(
     return subnet, save_checkpoint(subnet, parent.config, shape, architecture, folder, **settings)
 
 
+def caches(name: str, model: PreTrainedModel) -> list[Cache]:
+    """A cache of each kind that the family can decode with."""
+    dynamic = DynamicCache(config=model.config)
+    if name in ("gpt_neo", "falcon-alibi"):  # wrong, or impossible, for their whole parents, too
+        return [dynamic]
+    return [dynamic, StaticCache(config=model.config, max_cache_len=12)]
+
+
+def rebuilt(subnet: PreTrainedModel) -> bool:
+    """Whether its family fuses or transposes projections, which are apart and upright in memory."""
+    layout = layout_of(subnet.config)
+    return bool(layout.qkv or layout.gate_up or layout.transposed or layout.experts)
+
+
 def load(folder: Path) -> PreTrainedModel:
     model, report = AutoModelForCausalLM.from_pretrained(
         folder, trust_remote_code=True, dtype="auto", output_loading_info=True
@@ -92,9 +112,12 @@ def test_what_is_loaded_is_what_was_saved(name: str, kind: str, tmp_path: Path) 
     subnet, folder = saved(name, kind, tmp_path / "checkpoint")
     model = load(folder)
     logits = model(tokens()).logits
-    assert torch.equal(logits, subnet(tokens()).logits)
     close = dict(rtol=1e-4, atol=2e-5 * float(logits.abs().max()))
-    for cache in (DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=12)):
+    if not rebuilt(subnet):
+        assert torch.equal(logits, subnet(tokens()).logits)
+    else:  # one product of matrices in place of several
+        torch.testing.assert_close(logits, subnet(tokens()).logits, **close)
+    for cache in caches(name, model):
         torch.testing.assert_close(decoded(model, tokens(), cache), logits, **close)
     model.save_pretrained(tmp_path / "again")
     assert (type(model).__name__ == "SubnetForCausalLM") == (folder / "modeling_subnet.py").exists()
@@ -107,8 +130,11 @@ def test_a_narrower_stream_is_saved_like_a_wide_one(name: str, kind: str, tmp_pa
     model = load(folder)
     assert model.config.hidden_size == 20
     logits = model(tokens()).logits
-    assert torch.equal(logits, subnet(tokens()).logits)
     close = dict(rtol=1e-4, atol=2e-5 * float(logits.abs().max()))
+    if not rebuilt(subnet):
+        assert torch.equal(logits, subnet(tokens()).logits)
+    else:  # one product of matrices in place of several
+        torch.testing.assert_close(logits, subnet(tokens()).logits, **close)
     for cache in (DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=12)):
         torch.testing.assert_close(decoded(model, tokens(), cache), logits, **close)
     settings = dict(max_new_tokens=6, do_sample=False, eos_token_id=None)
@@ -147,12 +173,15 @@ def test_generate_gives_the_same_with_every_cache(name: str, kind: str, tmp_path
 @every_parent
 def test_what_one_width_describes_is_a_plain_checkpoint(name: str) -> None:
     parent, shape = permuted_parent(name)
-    # Helium's own output matrix is always square, so it can lose whole blocks only.
-    plain = ("shallow",) if name == "helium" else PLAIN
     for kind in CUTS:
         architecture = architecture_of_cut(kind, shape)
         subnet = cut(parent, shape, architecture)
-        assert needs_code(subnet, parent.config, shape, architecture) == (kind not in plain), kind
+        whole = architecture.blocks[0].heads == shape.kv_groups * shape.queries_per_group
+        if name in SQUARE:
+            expected = kind in PLAIN and whole and (name != "bloom" or kind == "shallow")
+        else:
+            expected = kind in PLAIN
+        assert needs_code(subnet, parent.config, shape, architecture) == (not expected), kind
 
 
 HEADS = {
@@ -218,7 +247,7 @@ def test_without_its_code_it_does_not_load(name: str, kind: str, tmp_path: Path)
     subnet, folder = saved(name, kind, tmp_path / "checkpoint")
     with pytest.raises(ValueError, match="trust_remote_code=True"):
         AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
-    with pytest.raises(Exception, match="per-layer attribute"):
+    with pytest.raises(Exception, match="per-layer attribute|by zero"):
         type(subnet).from_pretrained(folder)
 
 
@@ -365,7 +394,8 @@ def test_it_loads_where_this_project_is_not_installed(tmp_path: Path) -> None:
         subnet, folder = saved("llama", kind, tmp_path / f"narrow {kind}", hidden=20)
         expected[folder] = subnet(tokens()).logits
     for folder, logits in logits_elsewhere([*expected], tmp_path).items():
-        assert torch.equal(logits, expected[folder]), folder.name
+        close = dict(rtol=1e-4, atol=2e-5 * float(logits.abs().max()))
+        torch.testing.assert_close(logits, expected[folder], **close, msg=folder.name)
 
 
 def logits_elsewhere(folders: list[Path], tmp_path: Path) -> dict[Path, Tensor]:

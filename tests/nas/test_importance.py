@@ -5,9 +5,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from data.errors import InputError
 from nas.evidence import Evidence
-from nas.families import blocks_of, shape_of
-from nas.gradients import OUTPUTS, projections
+from nas.families import layers_of, shape_of
+from nas.gradients import OUTPUTS
 from nas.importance import CRITERIA, Criterion, UnitScores
 from nas.importance.contract import CHECKS, check_criterion, tiny_evidence
 from nas.importance.fusion import fixed
@@ -27,6 +28,10 @@ def test_keeps_its_promise(check: str, name: str) -> None:
 def test_every_family_can_be_ranked(criterion: str, name: str) -> None:
     parent = tiny_parent(name)
     evidence = Evidence(parent, shape_of(parent), tokens(batch=3))
+    if evidence.shape.experts_per_token and not CRITERIA[criterion].experts:
+        with pytest.raises(InputError, match="6 experts in their place"):
+            CRITERIA[criterion](evidence, 1)
+        return
     scores = CRITERIA[criterion](evidence, 1)
     assert all(torch.isfinite(part).all() for part in (scores.groups, scores.queries, scores.channels))
 
@@ -38,7 +43,7 @@ def wrong_shape(evidence: Evidence, block: int) -> UnitScores:
 
 def no_number(evidence: Evidence, block: int) -> UnitScores:
     right = CRITERIA["l2"](evidence, block)
-    energy = blocks_of(evidence.parent)[block].mlp.up_proj.weight.double().square().sum(1)
+    energy = layers_of(evidence.parent)[block].up_proj.weight.double().square().sum(1)
     return UnitScores(right.groups, right.queries, energy / energy)
 
 
@@ -49,7 +54,7 @@ def unseeded(evidence: Evidence, block: int) -> UnitScores:
 
 def meddling(evidence: Evidence, block: int) -> UnitScores:
     right = CRITERIA["l2"](evidence, block)
-    blocks_of(evidence.parent)[block].mlp.up_proj.weight.data *= 2
+    layers_of(evidence.parent)[block].up_proj.weight.data *= 2
     return right
 
 
@@ -80,7 +85,7 @@ def test_a_criterion_that_breaks_a_promise_is_caught(check: str, broken: object,
 
 def masked_loss(evidence: Evidence, block: int, scale: Tensor) -> Tensor:
     """The mean loss with the inputs of down_proj multiplied by `scale` (P,)."""
-    hook = blocks_of(evidence.parent)[block].mlp.down_proj.register_forward_pre_hook(
+    hook = layers_of(evidence.parent)[block].down_proj.register_forward_pre_hook(
         lambda _, args: (args[0] * scale,)
     )
     try:
@@ -100,8 +105,8 @@ def test_the_signed_sum_over_an_output_column_is_the_slope_of_the_loss() -> None
 
 def test_gradients_are_those_of_the_mean_loss_and_their_squares_those_of_windows() -> None:
     evidence = tiny_evidence()
-    layer = blocks_of(evidence.parent)[0]
-    for name, linear in projections(layer):
+    layer = layers_of(evidence.parent)[0]
+    for name, linear in layer.projections():
         weight = linear.weight.requires_grad_(True)
         each = []
         for window in evidence.windows:
@@ -119,7 +124,7 @@ def test_gradients_are_those_of_the_mean_loss_and_their_squares_those_of_windows
 
 def test_a_head_is_scored_by_all_its_rows_and_columns_and_a_group_by_its_keys_and_values_too() -> None:
     evidence = tiny_evidence()
-    shape, layer = evidence.shape, blocks_of(evidence.parent)[1].self_attn
+    shape, layer = evidence.shape, layers_of(evidence.parent)[1]
     d, q = shape.head_dim, shape.queries_per_group
     energy = {name: getattr(layer, name).weight.double().square() for name in ("q_proj", "k_proj", "v_proj")}
     out = layer.o_proj.weight.double().square()
@@ -162,19 +167,19 @@ def test_fused_scores_lie_between_both(mode: str) -> None:
 
 def test_the_fluctuation_of_a_constant_channel_is_the_least() -> None:
     evidence = tiny_evidence()
-    layer = blocks_of(evidence.parent)[0]
+    layer = layers_of(evidence.parent)[0]
     with torch.no_grad():
-        layer.mlp.up_proj.weight[5] = 0.0  # silent, so constant
+        layer.up_proj.weight[5] = 0.0  # silent, so constant
     assert int(CRITERIA["fluctuation"](evidence, 0).channels.argmin()) == 5
 
 
 def test_activation_is_what_a_plain_forward_pass_shows() -> None:
     evidence = tiny_evidence()
     caught: dict[str, Tensor] = {}
-    layer = blocks_of(evidence.parent)[1]
+    layer = layers_of(evidence.parent)[1]
     hooks = [
         module.register_forward_pre_hook(lambda _, args, name=name: caught.update({name: args[0]}))
-        for name, module in (("heads", layer.self_attn.o_proj), ("channels", layer.mlp.down_proj))
+        for name, module in (("heads", layer.o_proj), ("channels", layer.down_proj))
     ]
     evidence.parent(evidence.windows)
     for hook in hooks:

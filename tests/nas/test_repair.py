@@ -11,18 +11,17 @@ from transformers import PreTrainedModel
 from data.errors import InputError
 from nas.architecture import Architecture, Block
 from nas.calibration import Statistics, calibrate
-from nas.families import blocks_of, family_of, shape_of
+from nas.families import layers_of, shape_of
 from nas.linear import damped, prefix_solutions, ridge, strength
-from nas.prepare import choices_of_block
 from nas.ranking import permute
 from nas.repair.bank import Bank, attention_key, mlp_key, queries_key, repair_block
 from nas.repair.sequential import repair_front_to_back
 from nas.repair.stream import Stream, attention_part, input_of, mlp_part
 from nas.shape import Shape
-from nas.space import default_space
 from nas.subnet import cut, kept_query_rows
 from tests.nas.tiny_models import (
     CUTS,
+    DENSE,
     PARENTS,
     architecture_of_cut,
     permuted_parent,
@@ -56,7 +55,10 @@ def whole_bank(parent: PreTrainedModel, shape: Shape, statistics: Statistics) ->
     matrices: dict[str, Tensor] = {}
     errors: dict[str, float] = {}
     for block in range(shape.blocks):
-        heads, widths = choices_of_block(default_space(shape), block)
+        heads = {
+            queries: tuple(range(1, shape.kv_groups + 1)) for queries in range(1, shape.queries_per_group + 1)
+        }
+        widths = tuple(range(1, shape.ffn + 1))
         part = repair_block(parent, shape, statistics, block, heads, widths)
         matrices |= part.matrices
         errors |= part.errors
@@ -113,19 +115,19 @@ def test_a_gram_matrix_with_nan_is_an_error() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_keeping_everything_is_the_weight_itself_bit_for_bit(dtype: torch.dtype) -> None:
     parent, shape, _, bank = prepared("llama", dtype=dtype)
-    for index, layer in enumerate(blocks_of(parent)):
+    for index, layer in enumerate(layers_of(parent)):
         out = bank.attention(index, shape.kv_groups, shape.queries_per_group)
-        assert torch.equal(out, layer.self_attn.o_proj.weight)
-        assert torch.equal(bank.mlp(index, shape.ffn), layer.mlp.down_proj.weight)
+        assert torch.equal(out, layer.o_proj.weight)
+        assert torch.equal(bank.mlp(index, shape.ffn), layer.down_proj.weight)
     assert {matrix.dtype for matrix in bank.matrices.values()} == {dtype}
     assert torch.equal(cut(parent, shape, shape.parent, bank)(tokens()).logits, parent(tokens()).logits)
 
 
-@every_parent
+@pytest.mark.parametrize("name", DENSE)
 def test_one_pass_repair_never_raises_the_error_that_it_minimises(name: str) -> None:
     parent, shape, statistics, bank = prepared(name)
-    for index, layer in enumerate(blocks_of(parent)):
-        out, gram = layer.self_attn.o_proj.weight, statistics.attention_gram[index]
+    for index, layer in enumerate(layers_of(parent)):
+        out, gram = layer.o_proj.weight, statistics.attention_gram[index]
         for groups in range(1, shape.kv_groups + 1):
             for queries in range(1, shape.queries_per_group + 1):
                 kept = kept_query_rows(shape, Block(index, groups, queries, 0), out.device)
@@ -135,7 +137,7 @@ def test_one_pass_repair_never_raises_the_error_that_it_minimises(name: str) -> 
                     out, damped(gram), out[:, :0]
                 )
                 assert bank.errors[attention_key(index, groups, queries)] == pytest.approx(measured, abs=1e-5)
-        down, gram = layer.mlp.down_proj.weight, statistics.ffn_gram[index]
+        down, gram = layer.down_proj.weight, statistics.ffn_gram[index]
         for width in range(1, shape.ffn + 1):
             repaired = bank.mlp(index, width)
             assert error_of(down, gram, repaired) <= error_of(down, gram, down[:, :width]) + 1e-9
@@ -166,12 +168,12 @@ def test_a_cut_with_a_bank_copies_nothing(name: str, kind: str) -> None:
     there |= {matrix.untyped_storage().data_ptr() for matrix in bank.matrices.values()}
     for key, weight in subnet.named_parameters():
         assert weight.untyped_storage().data_ptr() in there, key
-    for block, layer in zip(architecture_of_cut(kind, shape).blocks, blocks_of(subnet), strict=True):
+    for block, layer in zip(architecture_of_cut(kind, shape).blocks, layers_of(subnet), strict=True):
         if block.kv_groups:
             entry = bank.attention(block.source, block.kv_groups, block.queries_per_group)
-            assert layer.self_attn.o_proj.weight.data_ptr() == entry.data_ptr()
-        if block.ffn:
-            assert layer.mlp.down_proj.weight.data_ptr() == bank.mlp(block.source, block.ffn).data_ptr()
+            assert layer.o_proj.weight.data_ptr() == entry.data_ptr()
+        if block.ffn and not layer.layout.experts:
+            assert layer.down_proj.weight.data_ptr() == bank.mlp(block.source, block.ffn).data_ptr()
 
 
 _BANKS: dict[str, Bank] = {}
@@ -188,17 +190,17 @@ def shared_bank(name: str) -> tuple[PreTrainedModel, Shape, Bank]:
 @every_parent
 def test_the_parts_of_a_block_replay_its_forward(name: str) -> None:
     parent, shape = permuted_parent(name)
-    family = family_of(parent.config)
     windows = tokens(batch=5)
     stream = Stream(parent, windows, batch_size=2)
     assert torch.equal(torch.cat(stream.before(0)), entry_of(parent, windows))
-    for index, layer in enumerate(blocks_of(parent)):
+    for index, layer in enumerate(layers_of(parent)):
         arguments = stream.arguments[index]
-        middle = [attention_part(layer, family, h, arguments) for h in stream.before(index)]
-        replayed = torch.cat([mlp_part(layer, family, h) for h in middle])
-        whole = torch.cat([layer(h, **arguments) for h in stream.before(index)])
+        before = stream.before(index)
+        middle = [attention_part(layer, h, arguments) for h in before]
+        replayed = torch.cat([mlp_part(layer, h, b) for h, b in zip(middle, before, strict=True)])
+        entry = input_of(layer.module, lambda ids: parent.base_model(ids, use_cache=False), windows)
+        torch.testing.assert_close(torch.cat(before), entry, rtol=1e-5, atol=1e-5)
         assert torch.equal(torch.cat(middle), torch.cat(stream.middle(index)))
-        assert torch.equal(replayed, whole)
         assert torch.equal(replayed, torch.cat(stream.before(index + 1)))
     torch.testing.assert_close(torch.cat(stream.before(shape.blocks)), behind(parent, windows))
 
@@ -215,17 +217,23 @@ def test_a_stream_without_room_to_keep_its_states_computes_them_again() -> None:
 
 def entry_of(model: PreTrainedModel, windows: Tensor) -> Tensor:
     """The stream in front of the first block."""
-    return input_of(blocks_of(model)[0], lambda ids: model.model(ids, use_cache=False), windows)
+    return input_of(layers_of(model)[0].module, lambda ids: model.base_model(ids, use_cache=False), windows)
 
 
 def behind(model: PreTrainedModel, windows: Tensor) -> Tensor:
-    """The stream behind the last block, which is what the final norm is given."""
-    return input_of(model.model.norm, lambda ids: model.model(ids, use_cache=False), windows)
+    """The stream behind the last block."""
+    caught: list[Tensor] = []
+    hook = layers_of(model)[-1].module.register_forward_hook(
+        lambda _, args, output: caught.append(output[0] if isinstance(output, tuple) else output)
+    )
+    model.base_model(windows, use_cache=False)
+    hook.remove()
+    return caught[0]
 
 
 def test_the_input_of_a_module_is_found_without_running_it() -> None:
     parent, _ = permuted_parent("llama")
-    mlp = blocks_of(parent)[0].mlp
+    mlp = layers_of(parent)[0].mlp
     hook = mlp.down_proj.register_forward_hook(lambda *_: pytest.fail("it ran"))
     x = torch.randn(2, 3, 32)
     assert torch.equal(input_of(mlp.down_proj, mlp, x), mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x))
@@ -281,7 +289,9 @@ def random_architecture(shape: Shape, seed: int) -> Architecture:
             return Architecture(shape.hidden, tuple(blocks))
 
 
-@pytest.mark.parametrize("name", ["llama", "llama-biased", "qwen3", "granite", "smollm3"])
+@pytest.mark.parametrize(
+    "name", ["llama", "llama-biased", "qwen3", "granite", "smollm3", "gpt2", "phi", "phi3", "falcon", "bloom"]
+)
 def test_front_to_back_repair_ends_nearer_to_the_dense_stream_than_one_pass(name: str) -> None:
     parent, shape, _, bank = prepared(name)
     windows = tokens(batch=24)
@@ -299,7 +309,7 @@ def test_the_last_output_matrix_is_the_best_there_is(name: str) -> None:
     windows = tokens(batch=24)
     architecture = architecture_of_cut("narrow", shape)
     repaired = repair_front_to_back(parent, shape, architecture, bank, Stream(parent, windows))
-    dense, last = behind(parent, windows), blocks_of(repaired)[-1].mlp.down_proj
+    dense, last = behind(parent, windows), layers_of(repaired)[-1].down_proj
     best = (behind(repaired, windows) - dense).square().mean()
     found = last.weight.clone()
     for other in (bank.mlp(2, 7), found * 0.9, found + 0.05 * torch.randn_like(found)):

@@ -10,7 +10,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from data.errors import InputError
 from nas.architecture import Architecture
-from nas.families import blocks_of, shape_of
+from nas.families import layers_of, layout_of, shape_of
 from nas.residual import measure_stream, permute_stream, rotate_stream
 from nas.shape import Shape
 from nas.subnet import cut
@@ -20,6 +20,7 @@ from tests.nas.tiny_models import (
     NARROWABLE,
     PARENTS,
     architecture_of_cut,
+    config_of,
     permuted_parent,
     tiny_parent,
     tokens,
@@ -57,8 +58,8 @@ def zeroed_stream(parent: PreTrainedModel, shape: Shape, architecture: Architect
     mask = (torch.arange(shape.hidden) < architecture.hidden).float()
     model = zeroed(parent, shape, architecture)
     writers = [model.model.embed_tokens]
-    for block in blocks_of(model):
-        writers += [block.self_attn.o_proj, block.mlp.down_proj]
+    for block in layers_of(model):
+        writers += [block.o_proj, block.mlp if block.layout.experts else block.down_proj]
     for writer in writers:
         writer.register_forward_hook(lambda _, args, output: output * mask)
     return model
@@ -70,8 +71,11 @@ def test_a_permuted_or_rotated_stream_leaves_the_logits(name: str) -> None:
     before = {key: value.clone() for key, value in parent.state_dict().items()}
     settings = parent.config.to_dict()
     permuted = permute_stream(parent, random_order(32))
-    rotated = rotate_stream(parent, random_basis(32))
-    for model in (permuted, rotated):
+    behind = any(layer.layout.attention_post for layer in layers_of(parent))
+    if behind:
+        with pytest.raises(InputError, match="norms behind its modules"):
+            rotate_stream(parent, random_basis(32))
+    for model in [permuted] if behind else [permuted, rotate_stream(parent, random_basis(32))]:
         assert not torch.equal(model.model.embed_tokens.weight, before["model.embed_tokens.weight"])
         same(model(tokens()).logits, parent(tokens()).logits)
     assert parent.config.to_dict() == settings
@@ -135,15 +139,21 @@ def confined(name: str, basis: Tensor) -> PreTrainedModel:
     project = (basis @ basis.T).float()
     embedding = parent.model.embed_tokens.weight
     embedding.copy_(embedding @ project)
-    for block in blocks_of(parent):
-        for writer in (block.self_attn.o_proj, block.mlp.down_proj):
+    for block in layers_of(parent):
+        if block.layout.experts:
+            block.mlp.experts.down_proj.copy_(project @ block.mlp.experts.down_proj)
+        for writer in (block.o_proj,) if block.layout.experts else (block.o_proj, block.down_proj):
             writer.weight.copy_(project @ writer.weight)
             if writer.bias is not None:
                 writer.bias.copy_(project @ writer.bias)
     return parent
 
 
-@every_parent
+CONFINED = [name for name in NARROWABLE if not layout_of(config_of(name)).attention_post]
+"""Parents without gains between a module and the stream, which would lead out of any space."""
+
+
+@pytest.mark.parametrize("name", CONFINED)
 def test_channels_that_are_always_zero_are_cut_without_a_trace(name: str) -> None:
     parent = confined(name, torch.eye(32, dtype=torch.float64)[:, 5:25])
     order = measure_stream(parent, tokens(batch=4)).order
@@ -154,7 +164,7 @@ def test_channels_that_are_always_zero_are_cut_without_a_trace(name: str) -> Non
     same(subnet(tokens()).logits, parent(tokens()).logits)
 
 
-@every_parent
+@pytest.mark.parametrize("name", CONFINED)
 def test_directions_that_are_never_used_are_cut_without_a_trace(name: str) -> None:
     parent = confined(name, random_basis(32, seed=1)[:, :HIDDEN])
     rotated = rotate_stream(parent, measure_stream(parent, tokens(batch=4)).basis)
@@ -183,7 +193,7 @@ def test_what_is_put_first_is_measured_first(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(PARENTS) - set(NARROWABLE)))
-def test_families_that_scale_their_embeddings_keep_their_stream(name: str) -> None:
+def test_families_whose_hidden_width_is_fixed_keep_their_stream(name: str) -> None:
     parent, shape = permuted_parent(name)
     for refused in (
         lambda: cut(parent, shape, Architecture(16, shape.parent.blocks)),
@@ -191,5 +201,5 @@ def test_families_that_scale_their_embeddings_keep_their_stream(name: str) -> No
         lambda: rotate_stream(parent, random_basis(32)),
         lambda: measure_stream(parent, tokens()),
     ):
-        with pytest.raises(InputError, match="multiply their embeddings by the root of the hidden width"):
+        with pytest.raises(InputError, match="keep all hidden channels"):
             refused()

@@ -16,7 +16,7 @@ from data.errors import InputError
 from nas.architecture import Architecture, Block
 from nas.cost import CostModel
 from nas.export import save_checkpoint
-from nas.families import FAMILIES, blocks_of, shape_of
+from nas.families import Layer, family_of, layers_of, shape_of
 from nas.modeling_subnet import narrow
 from nas.rotary import rotary_scores
 from nas.shape import Shape, head_widths_of, widths_of
@@ -29,12 +29,13 @@ from tests.nas.tiny_models import (
     PARENTS,
     WINDOW,
     architecture_of_cut,
+    config_of,
     permuted_parent,
     tiny_parent,
     tokens,
 )
 
-NARROW = [name for name in PARENTS if FAMILIES[name.split("-")[0]].narrow_heads]
+NARROW = [name for name in PARENTS if family_of(config_of(name)).narrow_heads]
 every_parent = pytest.mark.parametrize("name", NARROW)
 every_cut = pytest.mark.parametrize("kind", CUTS)
 
@@ -78,7 +79,7 @@ def zeroed_heads(
     model = zeroed(parent, shape, architecture)
     half = shape.head_dim // 2
     for block in architecture.blocks:
-        attention = blocks_of(model)[block.source].self_attn
+        attention = layers_of(model)[block.source]
         for group in range(shape.kv_groups if block.head_width else 0):
             dropped = orders[block.source][group, block.head_width // 2 :]
             channels = torch.cat([dropped, dropped + half])
@@ -124,8 +125,8 @@ def test_all_pairs_in_their_order_are_the_family_s_attention_bit_for_bit(
     whole.set_attn_implementation(implementation)
     logits = whole(tokens()).logits
     natural = torch.arange(shape.head_dim // 2).expand(shape.kv_groups, -1)
-    for block in blocks_of(whole):
-        narrow(block.self_attn, natural)
+    for block in layers_of(whole):
+        narrow(block.attention, natural)
     assert torch.equal(whole(tokens()).logits, logits)
 
 
@@ -260,7 +261,7 @@ def test_a_pair_is_as_important_as_all_that_goes_with_it() -> None:
     assert all(sorted(row) == [0, 1, 2, 3] for row in order.tolist())
 
 
-def magnitudes(attention: torch.nn.Module) -> tuple[Tensor, Tensor]:
+def magnitudes(attention: Layer) -> tuple[Tensor, Tensor]:
     """Squared norms of each channel's weights, for `rotary_scores`."""
     q, k, v, o = (getattr(attention, f"{name}_proj").weight.square() for name in "qkvo")
     return q.sum(1) + o.sum(0), k.sum(1) + v.sum(1)
@@ -272,8 +273,7 @@ def test_pairs_without_weights_are_cut_without_a_trace(name: str) -> None:
     narrow_only = Architecture(32, tuple(replace(block, head_width=2) for block in shape.parent.blocks))
     model = zeroed_heads(parent, shape, narrow_only, random_orders(shape))
     found = [
-        rotary_scores(shape, *magnitudes(block.self_attn)).argsort(dim=1, descending=True)
-        for block in blocks_of(model)
+        rotary_scores(shape, *magnitudes(block)).argsort(dim=1, descending=True) for block in layers_of(model)
     ]
     same(cut(model, shape, narrow_only, rotary=found)(tokens()).logits, model(tokens()).logits)
 

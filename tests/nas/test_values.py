@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from nas.architecture import Architecture, Block
-from nas.families import blocks_of, family_of
+from nas.families import ATTENTION, family_of, layers_of
 from nas.linear import factorise
 from nas.repair.stream import Stream, input_of
 from nas.repair.values import attended, attention_call, refit_values
 from nas.subnet import cut
-from tests.nas.tiny_models import PARENTS, permuted_parent, tokens
+from tests.nas.tiny_models import PARENTS, config_of, permuted_parent, tokens
 
 
 def problem(queries: int, seed: int = 0, rows: int = 400) -> tuple[torch.Tensor, ...]:
@@ -53,43 +53,57 @@ def test_with_one_query_the_factorisation_converges_to_reduced_rank_regression()
     assert error(z, y, *factorise(grams, crosses, out, value, sweeps=200)) == pytest.approx(best, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", PARENTS)
+@pytest.mark.parametrize("name", [name for name in PARENTS if family_of(config_of(name)).by_interface])
 def test_the_attended_inputs_replay_the_attention(name: str) -> None:
     parent, shape = permuted_parent(name)
     stream = Stream(parent, tokens(), 2)
-    layer, arguments = blocks_of(parent)[0], stream.arguments[0]
-    x = getattr(layer, family_of(parent.config).attention_pre)(stream.before(0)[0])
-    attention = layer.self_attn
+    layer, arguments = layers_of(parent)[0], stream.arguments[0]
+    x = layer.norm(ATTENTION, stream.before(0)[0])
+    attention = layer.attention
     dim, queries = shape.head_dim, shape.queries_per_group
     call = attention_call(attention, arguments, x)
-    total = 0.0 if attention.o_proj.bias is None else attention.o_proj.bias
+    total = 0.0 if layer.o_proj.bias is None else layer.o_proj.bias
     for group in range(shape.kv_groups):
-        z = attended(attention, call, x, group)
-        value = attention.v_proj.weight[group * dim : (group + 1) * dim]
-        if attention.v_proj.bias is not None:
-            value = torch.cat([value, attention.v_proj.bias[group * dim : (group + 1) * dim, None]], dim=1)
+        z = attended(layer, call, x, group)
+        value = layer.v_proj.weight[group * dim : (group + 1) * dim]
+        if layer.v_proj.bias is not None:
+            value = torch.cat([value, layer.v_proj.bias[group * dim : (group + 1) * dim, None]], dim=1)
         columns = slice(group * dim * queries, (group + 1) * dim * queries)
-        total = total + (z @ value.T).flatten(2) @ attention.o_proj.weight[:, columns].T
-    torch.testing.assert_close(total, attention(hidden_states=x, **arguments)[0], rtol=1e-4, atol=1e-4)
+        total = total + (z @ value.T).flatten(2) @ layer.o_proj.weight[:, columns].T
+    torch.testing.assert_close(total, layer.attend(x, arguments), rtol=1e-4, atol=1e-4)
     assert parent.config._attn_implementation != "secateur_capture"
 
 
-@pytest.mark.parametrize("name", ["llama", "llama-mha", "llama-biased", "qwen3", "gemma2", "mistral-window"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama",
+        "llama-mha",
+        "llama-biased",
+        "qwen3",
+        "gemma2",
+        "mistral-window",
+        "gpt2",
+        "phi3",
+        "opt",
+        "gpt_neox",
+    ],
+)
 def test_refitting_values_lowers_the_error_it_minimises_and_says_what_is_left(name: str) -> None:
     parent, shape = permuted_parent(name)
     blocks = tuple(Block(i, 1, shape.queries_per_group, shape.ffn) for i in range(shape.blocks))
     subnet = cut(parent, shape, Architecture(shape.hidden, blocks), own=True)
     stream = Stream(parent, tokens(length=12, batch=24), 8)
-    layer, source, arguments = blocks_of(subnet)[0], blocks_of(parent)[0], stream.arguments[0]
-    inputs = [getattr(source, family_of(parent.config).attention_pre)(h) for h in stream.before(0)]
-    wanted = [source.self_attn(hidden_states=x, **arguments)[0] for x in inputs]
+    layer, source, arguments = layers_of(subnet)[0], layers_of(parent)[0], stream.arguments[0]
+    inputs = [source.norm(ATTENTION, h) for h in stream.before(0)]
+    wanted = [source.attend(x, arguments) for x in inputs]
 
     def missing() -> list[torch.Tensor]:
-        outputs = (layer.self_attn(hidden_states=x, **arguments)[0] for x in inputs)
+        outputs = (layer.attend(x, arguments) for x in inputs)
         return [goal - out for goal, out in zip(wanted, outputs, strict=True)]
 
     before = missing()
-    left = refit_values(layer.self_attn, arguments, inputs, before, damping=1e-3)
+    left = refit_values(layer, arguments, inputs, before, damping=1e-3)
     after = missing()
     assert sum(float(r.square().sum()) for r in after) < sum(float(r.square().sum()) for r in before)
     torch.testing.assert_close(torch.cat(left), torch.cat(after), rtol=1e-3, atol=1e-3)

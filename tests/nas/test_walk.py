@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, dynamic_module_utils
 
 from nas.architecture import Architecture
 from nas.export import save_checkpoint
-from nas.families import blocks_of, family_of, shape_of
+from nas.families import layers_of, shape_of
 from nas.importance.elimination import elimination
 from nas.importance.output_energy import output_energy
 from nas.importance.second_moment import product_form
@@ -21,7 +21,7 @@ from nas.repair.stream import Stream
 from nas.repair.walk import Visit, walk
 from nas.shape import Shape
 from nas.subnet import cut
-from tests.nas.tiny_models import CUTS, PARENTS, architecture_of_cut, permuted_parent, tiny_parent, tokens
+from tests.nas.tiny_models import CUTS, DENSE, architecture_of_cut, permuted_parent, tiny_parent, tokens
 
 WINDOWS = tokens(length=12, batch=10)
 
@@ -33,7 +33,7 @@ def logits(model: nn.Module) -> Tensor:
 
 
 @pytest.mark.parametrize("what", CUTS)
-@pytest.mark.parametrize("name", PARENTS)
+@pytest.mark.parametrize("name", DENSE)
 def test_without_steps_a_walk_is_a_cut(name: str, what: str) -> None:
     parent, shape = permuted_parent(name)
     architecture = architecture_of_cut(what, shape)
@@ -58,7 +58,7 @@ def error(out: nn.Linear, states: list[Tensor], wanted: list[Tensor]) -> float:
     )
 
 
-@pytest.mark.parametrize("name", PARENTS)
+@pytest.mark.parametrize("name", DENSE)
 def test_compensation_never_raises_the_error_it_minimises(name: str) -> None:
     parent, shape = permuted_parent(name)
     errors: list[float] = []
@@ -103,7 +103,7 @@ def test_admm_as_a_step_comes_to_what_the_closed_form_does() -> None:
     torch.testing.assert_close(logits(iterated), logits(closed), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", PARENTS)
+@pytest.mark.parametrize("name", DENSE)
 def test_where_nothing_has_drifted_reconstruction_changes_nothing(name: str) -> None:
     parent, shape = permuted_parent(name)
     walked = walk(parent, shape, shape.parent, Stream(parent, WINDOWS), [reconstruct()])
@@ -132,11 +132,9 @@ def test_a_mean_bias_gives_a_module_its_mean_output_back(name: str) -> None:
     architecture = architecture_of_cut("narrow", shape)
     walked = walk(parent, shape, architecture, Stream(parent, WINDOWS), [mean_bias])
     visit = steps_seen(name, architecture, shape)[0]
-    family = family_of(parent.config)
-    assert family.attention_pre
-    module = blocks_of(walked)[0].self_attn
+    layer = layers_of(walked)[0]
     with torch.no_grad():
-        mine = torch.cat([module(hidden_states=x, **visit.arguments)[0] for x in visit.normed]).mean((0, 1))
+        mine = torch.cat([layer.attend(x, visit.arguments) for x in visit.normed]).mean((0, 1))
         theirs = torch.cat([visit.dense_run(x) for x in visit.dense_normed]).mean((0, 1))
     torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 
@@ -166,8 +164,8 @@ def test_a_choice_keeps_the_units_that_the_criterion_puts_first(score: object) -
             chosen.append(head_columns(shape, groups, queries)[0])
 
     walked = walk(parent, shape, architecture, Stream(parent, WINDOWS), [note, choose(score)])  # type: ignore[arg-type]
-    kept = blocks_of(walked)[0].self_attn.o_proj.weight
-    assert torch.equal(kept, blocks_of(parent)[0].self_attn.o_proj.weight[:, chosen[0]][:, : kept.shape[1]])
+    kept = layers_of(walked)[0].o_proj.weight
+    assert torch.equal(kept, layers_of(parent)[0].o_proj.weight[:, chosen[0]][:, : kept.shape[1]])
 
 
 def test_channels_can_be_chosen_by_the_whole_mlp() -> None:
@@ -188,9 +186,9 @@ def test_channels_can_be_chosen_by_the_whole_mlp() -> None:
         Stream(parent, WINDOWS),
         [note, choose(output_energy, channels=product_form)],
     )
-    mlp = blocks_of(parent)[0].mlp
+    mlp = layers_of(parent)[0]
     first = product_form(mlp, grams[0]).argsort(descending=True)[: architecture.blocks[0].ffn]
-    kept = blocks_of(walked)[0].mlp.up_proj.weight
+    kept = layers_of(walked)[0].up_proj.weight
     assert torch.equal(kept, mlp.up_proj.weight[first])
 
 

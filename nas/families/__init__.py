@@ -1,0 +1,27 @@
+"""Where each model family keeps its projections, and which families are supported."""
+
+from nas.families.family import Family
+from nas.families.layer import ATTENTION, MLP, OUTPUTS, Layer, blocks_of, layers_of
+from nas.families.plain import native_state, plain
+from nas.families.shapes import count, shape_of, width_of
+from nas.families.table import FAMILIES, REFUSED, family_named, family_of, layout_of
+
+__all__ = [
+    "ATTENTION",
+    "FAMILIES",
+    "MLP",
+    "OUTPUTS",
+    "REFUSED",
+    "Family",
+    "Layer",
+    "blocks_of",
+    "count",
+    "family_named",
+    "family_of",
+    "layers_of",
+    "layout_of",
+    "native_state",
+    "plain",
+    "shape_of",
+    "width_of",
+]
