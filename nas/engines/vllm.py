@@ -30,6 +30,10 @@ from nas.space import SearchSpace
 
 DECILM = ("llama", "mistral", "qwen2")
 """Families that DeciLM computes: LLaMA with or without biases."""
+FAMILIES = (
+    *DECILM, "ministral", "qwen3", "smollm3", "granite", "helium", "gemma", "gemma2", "gemma3_text",
+)  # fmt: skip
+"""Families whose subnets are written for it: those that name their projections as LLaMA does."""
 DECILM_CODE, MODEL_CODE = "configuration_decilm.py", "modeling_subnet.py"
 _SAME = (
     "attention_bias", "mlp_bias", "bos_token_id", "eos_token_id", "pad_token_id", "head_dim", "hidden_act",
@@ -45,6 +49,7 @@ def restrict(space: SearchSpace, config: Mapping[str, Any], added_biases: bool) 
         raise InputError(
             "vLLM has no place for the biases that --repair mean_bias adds to some blocks; give another"
         )
+    _check_family(str(config["model_type"]))
     shape = space.shape
     kept: dict[str, tuple[int, ...]] = {}
     for name, choices in space.knobs.items():
@@ -62,6 +67,8 @@ def write(checkpoint: Checkpoint, out: Path, choices: Choices) -> list[str]:
     form = choices.form
     if form == "auto":
         form = "plain" if not own else "per_layer_config" if _not_decilm(checkpoint) else "block_configs"
+    if form != "plain":
+        _check_family(checkpoint.family)
     config = {
         "plain": _plain, "block_configs": block_configs, "per_layer_config": _per_layer
     }[form](checkpoint)  # fmt: skip
@@ -90,6 +97,15 @@ WORDS = {
     "per_layer_config": "for its Transformers backend; start it with --model-impl transformers "
     "--trust-remote-code",
 }
+
+
+def _check_family(family: str) -> None:
+    """Raise `InputError` for a family whose blocks may not differ."""
+    if family not in FAMILIES:
+        raise InputError(
+            f"subnets of the family {family!r} cannot be exported to vllm; {', '.join(FAMILIES)} can, and "
+            "any to hf"
+        )
 
 
 def _not_decilm(checkpoint: Checkpoint) -> str | None:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, dynamic_module_u
 
 from data.errors import InputError
 from nas.architecture import Architecture, Block
-from nas.engines import ENGINES
+from nas.engines import ENGINES, vllm
 from nas.engines.checkpoint import Widths, open_checkpoint
 from nas.engines.engine import Choices
 from nas.export import save_checkpoint
@@ -60,7 +60,7 @@ LAW = {
     "gguf": {
         "llama": {}, "llama-biased": {}, "llama-mha": {}, "mistral": {}, "qwen2": {}, "qwen3": QWEN3,
     },
-    "vllm": {name: {} for name in PARENTS},
+    "vllm": {name: {} for name in PARENTS if name.split("-")[0] in vllm.FAMILIES},
     "hf": {name: {} for name in PARENTS},
 }  # fmt: skip
 
@@ -79,11 +79,13 @@ def test_profiles_leave_what_engines_can_run() -> None:
     parent = tiny_parent("llama", intermediate_size=96)
     whole = profile("hf", parent)
     assert whole == default_space(shape_of(parent), steps=4)
-    gguf, vllm = profile("gguf", parent), profile("vllm", parent)
+    gguf, served = profile("gguf", parent), profile("vllm", parent)
     assert gguf.knobs["1.ffn"] == (0, 32, 64, 96)
     assert gguf.knobs["1.kv_groups"] == whole.knobs["1.kv_groups"] == (0, 1, 2)
-    assert vllm.knobs["0.kv_groups"] == (2,) and vllm.knobs["1.kv_groups"] == (0, 2)
-    assert vllm.knobs["1.queries_per_group"] == (2,) and vllm.knobs["0.ffn"] == whole.knobs["0.ffn"]
+    assert served.knobs["0.kv_groups"] == (2,) and served.knobs["1.kv_groups"] == (0, 2)
+    assert served.knobs["1.queries_per_group"] == (2,) and served.knobs["0.ffn"] == whole.knobs["0.ffn"]
+    with pytest.raises(InputError, match="subnets of the family 'gpt2' cannot be exported to vllm"):
+        profile("vllm", tiny_parent("gpt2"))
 
 
 UNABLE = {
