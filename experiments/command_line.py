@@ -70,9 +70,18 @@ def option(
     return field(default=default, metadata={**_metadata(help, group, choices, metavar), "least": least})
 
 
-def required(help: str, *, group: str = "options", choices: Iterable[str] = (), metavar: str = "") -> Any:
-    """A field that has no default and must be given; it may stand after fields that have one."""
-    return field(kw_only=True, metadata=_metadata(help, group, choices, metavar))
+def required(
+    help: str,
+    *,
+    group: str = "options",
+    choices: Iterable[str] = (),
+    metavar: str = "",
+    positional: bool = False,
+) -> Any:
+    """A field that has no default and must be given; it may stand after fields that have one. A `positional`
+    one is given without its name."""
+    metadata = {**_metadata(help, group, choices, metavar), "positional": positional}
+    return field(kw_only=True, metadata=metadata)
 
 
 def check_least(settings: Any) -> None:
@@ -117,7 +126,8 @@ def parse(settings: type[S], argv: Sequence[str] | None = None, description: str
     parser = _parser(settings, options, description)
     given, rest = parser.parse_known_args(argv)
     if rest:
-        raise InputError(_unknown(rest[0], ["--config", *(each.flag for each in options.values())]))
+        flags = [each.flag for each in options.values() if not each.positional]
+        raise InputError(_unknown(rest[0], ["--config", *flags]))
     typed: dict[str, Any] = vars(given)
     config: Path | None = typed.pop("config", None)
     values = {} if config is None else _from_file(config, options)
@@ -145,10 +155,11 @@ class _Option:
     help: str
     group: str
     metavar: str
+    positional: bool
 
     @property
     def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
+        return self.name.upper() if self.positional else "--" + self.name.replace("_", "-")
 
     def read(self, value: Any, where: str) -> Any:
         """`value`, from the command line or a file, as the field's type; errors begin with `where`."""
@@ -179,6 +190,10 @@ class _Option:
             return
         names = "{" + ",".join(map(str, self.choices)) + "}" if self.choices else METAVARS.get(self.kind)
         nargs = "*" if self.many else None
+        if self.positional:
+            del common["dest"]
+            group.add_argument(self.name, metavar=self.flag, nargs="?", **common)
+            return
         group.add_argument(self.flag, metavar=self.metavar or names, nargs=nargs, **common)
 
     def _shown_default(self) -> str:
@@ -222,6 +237,7 @@ def _option(declared: Field[Any], hint: Any) -> _Option:
         help=declared.metadata.get("help", ""),
         group=declared.metadata.get("group", "options"),
         metavar=declared.metadata.get("metavar", ""),
+        positional=declared.metadata.get("positional", False),
     )
 
 
@@ -281,7 +297,9 @@ def _parser(settings: type[S], options: dict[str, _Option], description: str | N
     spec = getattr(module, "__spec__", None)
     parser = _Parser(
         prog=f"python -m {spec.name}" if spec else None,
-        usage="%(prog)s [options]",
+        usage=" ".join(
+            ["%(prog)s", *(each.flag for each in options.values() if each.positional), "[options]"]
+        ),
         description=words,
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,

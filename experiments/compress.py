@@ -167,6 +167,7 @@ def main(settings: Settings) -> None:
         opened = open_parent(
             settings, rng, final=settings.final_windows, test=settings.test_windows,
             training=settings.recovery_steps * RECOVERY.batch_size,
+            added_biases=settings.repair == "mean_bias",
         )  # fmt: skip
         parent, tokenizer, digest, dtype = opened.parent, opened.tokenizer, opened.digest, opened.dtype
         shape, space, text, device = opened.shape, opened.space, opened.text, opened.device

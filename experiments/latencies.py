@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from data.errors import InputError
 from nas.latency import device_name
-from nas.latency_grid import SUBNETS, measure_table
+from nas.latency_grid import SUBNETS, choices_anywhere, measure_table
 from nas.latency_table import FORMAT, LatencyTable, Request, read_latency, write_latency
 from nas.shape import Shape
 from nas.space import SearchSpace
@@ -61,7 +61,8 @@ def measured(
     parent: PreTrainedModel, shape: Shape, space: SearchSpace, request: Request, repeats: int
 ) -> LatencyTable:
     """A fresh table, with a bar while it is measured."""
-    choices = len(space.choices[0]) * len(space.choices[1]) + len(space.choices[2]) + SUBNETS
+    groups, queries, ffn = (len(each) for each in choices_anywhere(space))
+    choices = groups * queries + ffn + SUBNETS
     with tqdm(total=choices * (repeats + 1), desc="latency", unit="turn", leave=False) as bar:
         return measure_table(
             parent, shape, space, request, repeats=repeats, progress=lambda done: bar.update(done)

@@ -23,6 +23,7 @@ from nas.card import model_card
 from nas.cost import Budget, CostModel
 from nas.damage import DamagePredictor, no_correction
 from nas.encoding import Encoding
+from nas.engines import ENGINES
 from nas.evaluate import Scores
 from nas.finalists import Contender
 from nas.latency import Latency
@@ -311,6 +312,7 @@ def card(report: Mapping[str, Any], architecture: Architecture, shape: Shape, co
             f"units ranked by {settings['ranking']} on {protocol['calibration']}",
             f"{own['evaluations']} real evaluations of subnets",
             f"searched with {settings['predictor']} and Optuna",
+            *[f"among what {ENGINES[settings['target']].words} can run"] * (settings["target"] != "hf"),
             REPAIRS[settings["repair"]].words,
             *[f"trained for {settings['recovery_steps']} steps towards the parent's logits"]
             * bool(settings["recovery_steps"]),

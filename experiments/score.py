@@ -7,6 +7,9 @@ checkpoints that share the parent's tokenizer:
     python -m experiments.score --parent ORGANISATION/MODEL --models runs/a/checkpoint runs/b/checkpoint \\
         --corpus Salesforce/wikitext:wikitext-2-raw-v1 --trust-remote-code
 
+    python -m experiments.score --parent demo --models runs/demo/subnet.gguf
+
+A .gguf file (`experiments.export`) is run by llama.cpp on the same tokens; that takes the extra `llama-cpp`.
 A subnet with different widths in its blocks brings a modelling file of its own, which runs only with
 `--trust-remote-code`.
 """
@@ -16,6 +19,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -26,6 +30,7 @@ from data.errors import InputError
 from data.stdlib import SPLITS
 from data.windows import encode, spread, windows
 from experiments.command_line import option, run
+from nas.engines.llama_cpp import LlamaCpp
 from nas.evaluate import evaluate_all
 from nas.parent import (
     DTYPES,
@@ -44,7 +49,9 @@ class Settings:
     """What is scored on what."""
 
     parent: str = option("demo", "model to compare with: a Hub id, a local folder or demo", group="input")
-    models: tuple[str, ...] = option((), "checkpoints to score, Hub ids or folders", group="input")
+    models: tuple[str, ...] = option(
+        (), "checkpoints to score, Hub ids or folders, and .gguf files, run by llama.cpp", group="input"
+    )
     trust_remote_code: bool = option(
         False, "run the modelling files that checkpoints bring with them", group="input"
     )
@@ -81,7 +88,12 @@ def main(settings: Settings) -> None:
     dtype = choose_dtype(settings.dtype, device)
     parent, tokenizer = load_parent(settings.parent, device, dtype)
     check_seq_len(parent, settings.seq_len)
-    models = {name: load(name, settings.trust_remote_code).to(device, dtype) for name in settings.models}
+    models: dict[str, Any] = {
+        name: LlamaCpp(name, settings.seq_len, device=device)
+        if is_gguf(name)
+        else load(name, settings.trust_remote_code).to(device, dtype)
+        for name in settings.models
+    }
     for name, model in models.items():
         if model.config.vocab_size != parent.config.vocab_size:
             raise InputError(
@@ -99,7 +111,7 @@ def main(settings: Settings) -> None:
     print(
         f"{settings.corpus}, {settings.split} ({source}): {len(text)} of {len(every)} windows of "
         f"{settings.seq_len} tokens, of which the first is not predicted, {scores[0].tokens} predicted "
-        f"tokens, {dtype}"
+        f"tokens, {dtype}" + ", .gguf files as llama.cpp computes them" * any(map(is_gguf, models))
     )
     names = [settings.parent, *models]
     wide = max(map(len, names))
@@ -113,6 +125,11 @@ def main(settings: Settings) -> None:
     if settings.json is not None:
         record = {name: score.record() for name, score in zip(names, scores, strict=True)}
         write_json(record, settings.json)
+
+
+def is_gguf(name: str) -> bool:
+    """Whether a name means a file of llama.cpp's."""
+    return name.endswith(".gguf") and Path(name).is_file()
 
 
 def load(name: str, trust: bool) -> PreTrainedModel:

@@ -20,6 +20,7 @@ from experiments.text import Text, calibrated_on, read_text
 from nas.building import SubnetMeter
 from nas.cost import CostModel
 from nas.encoding import Encoding
+from nas.engines import ENGINES
 from nas.evaluate import evaluate
 from nas.families import shape_of
 from nas.importance import CRITERIA
@@ -45,6 +46,9 @@ class OfSubject:
         128, "training windows that ranking and repair see", group="input", least=1
     )
     pair_windows: int = option(32, "validation windows that each pair is measured on", group="input", least=1)
+    target: str = option(
+        "hf", "engine that subnets shall run in: its rules restrict the space", group="input", choices=ENGINES
+    )
     ranking: str = option(
         "elimination", "importance criterion that orders the units", group="input", choices=CRITERIA
     )
@@ -103,24 +107,32 @@ class Subject:
 
 
 def open_parent(
-    settings: OfSubject, rng: np.random.Generator, *, final: int = 1, test: int = 1, training: int = 0
+    settings: OfSubject,
+    rng: np.random.Generator,
+    *,
+    final: int = 1,
+    test: int = 1,
+    training: int = 0,
+    added_biases: bool = False,
 ) -> Opened:
     """Load what the settings name, with as many windows of the further kinds (`read_text`).
 
-    Raises `InputError` for whatever cannot be.
+    `added_biases` says that a repair will add biases behind output matrices. Raises `InputError` for whatever
+    cannot be.
     """
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
     parent, tokenizer = load_parent(settings.parent, device, dtype)
     check_seq_len(parent, settings.seq_len)
     shape, digest = shape_of(parent), digest_of(parent)
+    space = ENGINES[settings.target].restrict(default_space(shape), parent.config.to_dict(), added_biases)
     text = read_text(
         settings.corpus, tokenizer, shape.vocab, settings.seq_len, rng, settings.cache,
         calibration=settings.calibration_windows, pairs=settings.pair_windows, final=final, test=test,
         training=training,
     )  # fmt: skip
     calibrated = calibrated_on(text, digest, settings.seed, dtype)
-    return Opened(parent, tokenizer, digest, device, dtype, shape, default_space(shape), text, calibrated)
+    return Opened(parent, tokenizer, digest, device, dtype, shape, space, text, calibrated)
 
 
 def prepared_of(opened: Opened, settings: OfSubject) -> Prepared:

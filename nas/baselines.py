@@ -16,19 +16,26 @@ from nas.space import SearchSpace
 def uniform_cuts(space: SearchSpace, budget: Budget) -> Indices:
     """Uniform architectures that reach the budget with different shares of heads and channels: (n, knobs),
     the same widths in every block, each the largest of its kind. The best by score is the baseline."""
-    full = (space.depths - 1).reshape(-1, 3)
+    shape = space.shape
     rows = [*uniform_family(space, budget)]
+
+    def row(groups: int, ffn: int) -> Indices:
+        """Blocks have the same choices, but for skips that an engine does not allow in some."""
+        widths = np.tile([groups, shape.queries_per_group, ffn], (1, shape.blocks, 1))
+        return space.indices(widths)[0]
+
     for groups in space.choices[0]:
         if not groups:
             continue
-        low, high = 0, len(space.choices[2]) - 1
+        channels = space.choices[2]
+        low, high = 0, len(channels) - 1
         while low < high:  # the widest FFN that fits beside this many heads
             middle = (low + high + 1) // 2
-            row = np.tile([np.searchsorted(space.choices[0], groups), full[0, 1], middle], space.shape.blocks)
-            low, high = (middle, high) if budget.allows(space.widths(row[None]))[0] else (low, middle - 1)
-        row = np.tile([np.searchsorted(space.choices[0], groups), full[0, 1], low], space.shape.blocks)
-        if low and budget.allows(space.widths(row[None]))[0]:
-            rows.append(row)
+            fits = budget.allows(space.widths(row(groups, channels[middle])[None]))[0]
+            low, high = (middle, high) if fits else (low, middle - 1)
+        widest = row(groups, channels[low])
+        if low and budget.allows(space.widths(widest[None]))[0]:
+            rows.append(widest)
     unique = np.unique(np.stack(rows), axis=0)
     widths = space.widths(unique)
     usable = (widths[..., 0] > 0).all(1) & (widths[..., 2] > 0).all(1) & budget.allows(widths)
@@ -39,7 +46,9 @@ def dropped_layers(space: SearchSpace, budget: Budget, hints: Hints) -> Indices:
     """Whole blocks dropped by block influence, least first (ShortGPT), until the budget is met; the others
     stay whole: (1, knobs). One block at least stays, cut to the budget if even that is too much."""
     order = np.argsort(hints.influence, kind="stable")
-    for dropped in range(space.shape.blocks):
+    whole = [all(0 in space.choices[3 * block + part] for part in (0, 2)) for block in order]
+    order = order[whole]  # an engine may need attention in some block
+    for dropped in range(min(len(order) + 1, space.shape.blocks)):
         row = (space.depths - 1).copy().reshape(-1, 3)
         row[order[:dropped]] = 0
         if budget.allows(space.widths(row.reshape(1, -1)))[0]:

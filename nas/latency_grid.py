@@ -40,12 +40,13 @@ def measure_table(
     """
     whole = shape.whole
     changed = slice(1, None) if shape.blocks > 1 else slice(None)
+    groups, queries, ffn = choices_anywhere(space)
     heads = sorted(
-        {(g, q if g else 0) for g in space.choices[0].tolist() for q in space.choices[1].tolist()}
+        {(g, q if g else 0) for g in groups for q in queries}
         - {(shape.kv_groups, shape.queries_per_group)}
         - ({(0, 0)} if shape.blocks == 1 else set())
     )
-    channels = [c for c in space.choices[2].tolist() if c != shape.ffn]
+    channels = [c for c in ffn if c != shape.ffn]
     single = np.tile(whole, (1 + len(heads) + len(channels), 1, 1))
     for number, pair in enumerate(heads, 1):
         single[number, changed, :2] = pair
@@ -82,6 +83,12 @@ def measure_table(
         prefill=phase(lambda each: min(each.prefill_turns)),
         decode=phase(lambda each: min(each.decode_turns)),
     )
+
+
+def choices_anywhere(space: SearchSpace) -> list[list[int]]:
+    """KV groups, queries per group and FFN channels that are a choice in some block: blocks differ in them
+    where an engine needs a part of one."""
+    return [np.unique(np.concatenate(space.choices[kind::3])).tolist() for kind in range(3)]
 
 
 def drawn(space: SearchSpace, count: int, rng: np.random.Generator) -> Widths:

@@ -29,11 +29,10 @@ class Layout(NamedTuple):
     Paths: of the blocks in the model (`layers`), of `attention` and `mlp` in a block ("": in the block
     itself), of everything else in those two. `qkv` and `gate_up`, where given, are one matrix in place of
     q_proj, k_proj and v_proj, and of gate_proj and up_proj: their rows one below the other, but for a
-    `grouped` qkv, where the queries, key and value of each KV group are. `transposed` ones are Conv1D.
-    A norm is "" where there is none in that place. `slot` is the attribute that numbers the KV cache's
-    layers; a `parallel` MLP reads the stream in front of the attention; some attentions ask the configuration
-    for their heads when they run (`heads_in_config`); with `experts` the MLP is a router `mlp.gate` over
-    `mlp.experts`; with `alibi` attentions get biases that hang on the numbers of their heads.
+    `grouped` qkv, KV group by KV group. `transposed` ones are Conv1D. A norm is "" where there is none.
+    `slot` numbers the KV cache's layers; a `parallel` MLP reads the stream in front of the attention; with
+    `heads_in_config` an attention asks the configuration for its heads when it runs; `experts` are a router
+    `mlp.gate` over `mlp.experts`; with `alibi` attentions get biases that hang on the heads' numbers.
     """
 
     layers: str = "model.layers"
@@ -60,17 +59,15 @@ class Layout(NamedTuple):
 
     @property
     def attention_norms(self) -> tuple[str, ...]:
-        """Norms that go with the attention: all of its own that it does not share with the MLP."""
-        return self._alone((self.attention_pre, self.attention_post), (self.mlp_pre, self.mlp_post))
+        """Norms that go with the attention: those that it does not share with the MLP."""
+        shared = ("", self.mlp_pre, self.mlp_post)
+        return tuple(name for name in (self.attention_pre, self.attention_post) if name not in shared)
 
     @property
     def mlp_norms(self) -> tuple[str, ...]:
         """Norms that go with the MLP."""
-        return self._alone((self.mlp_pre, self.mlp_post), (self.attention_pre, self.attention_post))
-
-    @staticmethod
-    def _alone(names: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
-        return tuple(name for name in names if name and name not in others)
+        shared = ("", self.attention_pre, self.attention_post)
+        return tuple(name for name in (self.mlp_pre, self.mlp_post) if name not in shared)
 
     def within(self, part: str, name: str) -> str:
         """The path in a block of what is called `name` in its "attention" or "mlp"."""
@@ -83,11 +80,8 @@ LAYOUT = Layout()
 
 
 class Absent(nn.Module):
-    """Stands where a module was skipped: adds nothing to the residual stream.
-
-    The common base keeps transformers, which reads this file for classes like `…Attention(nn.Module)`, from
-    finding an attention here that does not go through its interface.
-    """
+    """Stands where a module was skipped. Transformers reads this file for classes like
+    `…Attention(nn.Module)`, and would find one that does not go through its interface without this base."""
 
 
 class NoAttention(Absent):
@@ -159,13 +153,15 @@ def narrow(attention: nn.Module, rotary: Tensor) -> nn.Module:
     """
     attention.head_dim = 2 * rotary.shape[1]
     attention.register_buffer("rotary", rotary)
-    attention.__class__ = _narrow_class(attention.__class__)
+    attention.__class__ = _with(NarrowAttention, attention.__class__)
     return attention
 
 
 @cache
-def _narrow_class(family: type) -> type:
-    return type(f"Narrow{family.__name__}", (NarrowAttention, family), {})
+def _with(mixin: type, family: type) -> type:
+    """The family's class with the forward of this one in front of its own."""
+    name = mixin.__name__.removesuffix("Attention") + family.__name__
+    return family if issubclass(family, mixin) else type(name, (mixin, family), {})
 
 
 class AlibiAttention(nn.Module):
@@ -199,15 +195,8 @@ def keep_biases(attention: nn.Module, heads: Tensor, parent_heads: int) -> nn.Mo
     """An attention with ALiBi biases, told in place which heads of the parent it has."""
     attention.parent_heads = parent_heads
     attention.register_buffer("heads", heads)
-    attention.__class__ = _alibi_class(attention.__class__)
+    attention.__class__ = _with(AlibiAttention, attention.__class__)
     return attention
-
-
-@cache
-def _alibi_class(family: type) -> type:
-    if issubclass(family, AlibiAttention):
-        return family
-    return type(f"Alibi{family.__name__}", (AlibiAttention, family), {})
 
 
 class OwnHeads:
@@ -225,20 +214,23 @@ class OwnHeads:
         setattr(self.shared, name, value)
 
 
+def head_dim_of(attention: nn.Module) -> int:
+    """The width of its heads."""
+    return int(attention.head_dim if hasattr(attention, "head_dim") else attention.head_size)
+
+
 def set_heads(attention: nn.Module, groups: int, queries: int, head_dim: int) -> None:
     """Tell an attention that it has so many KV groups of so many queries, by the names that it knows."""
     heads = groups * queries
-    for name, value in (
-        ("num_heads", heads), ("num_attention_heads", heads), ("split_size", heads * head_dim),
-        ("num_key_value_heads", groups), ("num_kv_heads", groups), ("num_key_value_groups", queries),
-    ):  # fmt: skip
+    known = dict(num_heads=heads, num_attention_heads=heads, split_size=heads * head_dim)
+    known |= dict(num_key_value_heads=groups, num_kv_heads=groups, num_key_value_groups=queries)
+    for name in known:
         if hasattr(attention, name):
-            setattr(attention, name, value)
+            setattr(attention, name, known[name])
 
 
 def set_config(block: nn.Module, config: Any, layout: Layout, heads: int) -> None:
-    """Give the modules of a block that keep a configuration this one, so that a later change of it (of the
-    attention's implementation, say) is theirs, too."""
+    """Give the modules of a block this configuration, so that a later change of it is theirs, too."""
     for name, module in block.named_modules():
         if "config" in module.__dict__:
             own = layout.heads_in_config and name == layout.attention
@@ -284,12 +276,12 @@ def as_uniform(config: PreTrainedConfig) -> Iterator[None]:
             config._heterogeneity_spec = varying
 
 
-if isinstance(getattr(FamilyConfig, "head_dim", None), property):
+def _head_dim(config: SubnetConfig) -> int:
+    with as_uniform(config):
+        return super(SubnetConfig, config).head_dim
 
-    def _head_dim(config: SubnetConfig) -> int:
-        with as_uniform(config):  # falcon divides by its heads, of which blocks have their own numbers
-            return super(SubnetConfig, config).head_dim
 
+if isinstance(getattr(FamilyConfig, "head_dim", None), property):  # falcon's divides by its global heads
     SubnetConfig.head_dim = property(_head_dim)
 
 
@@ -324,9 +316,7 @@ def build_block(config: SubnetConfig, own: SubnetConfig, index: int, slot: int) 
         block = FamilyBlock(config, index)
     set_config(block, config, LAYOUT, own.num_attention_heads)
     if "attention" in own.skip:
-        block.set_submodule(LAYOUT.attention, NoAttention())
-        for name in LAYOUT.attention_norms:
-            setattr(block, name, nn.Identity())
+        skip_attention(block, LAYOUT)
     else:
         build_attention(block, own, slot)
     if "mlp" in own.skip:
@@ -341,7 +331,7 @@ def build_attention(block: nn.Module, own: SubnetConfig, slot: int) -> None:
     attention = block.get_submodule(LAYOUT.attention)
     setattr(attention, LAYOUT.slot, slot)
     heads, groups = own.num_attention_heads, own.num_key_value_heads
-    whole = attention.head_dim if hasattr(attention, "head_dim") else attention.head_size
+    whole = head_dim_of(attention)
     width = getattr(own, "head_width", whole)
     if LAYOUT.alibi:
         keep_biases(attention, torch.zeros(heads, dtype=torch.long), attention.num_heads)
@@ -376,8 +366,14 @@ def keep_experts(mlp: nn.Module, count: int) -> None:
     for module, names in ((mlp.gate, ("weight",)), (mlp.experts, ("gate_up_proj", "down_proj"))):
         module.num_experts = count
         for name in names:
-            weight = getattr(module, name)
-            setattr(module, name, nn.Parameter(weight[:count], requires_grad=weight.requires_grad))
+            setattr(module, name, nn.Parameter(getattr(module, name)[:count]))
+
+
+def skip_attention(block: nn.Module, layout: Layout) -> None:
+    """Put an absent attention, and absent norms, into a block."""
+    block.set_submodule(layout.attention, NoAttention())
+    for name in layout.attention_norms:
+        setattr(block, name, nn.Identity())
 
 
 def skip_mlp(block: nn.Module, layout: Layout) -> None:
@@ -394,14 +390,11 @@ def skip_mlp(block: nn.Module, layout: Layout) -> None:
 def resize(
     block: nn.Module, path: str, rows: int | None = None, columns: int | None = None, bias: bool = False
 ) -> None:
-    """Put a new projection of this size in the place of a block's own, with a `bias` even where that has
-    none."""
+    """Put a projection of this size, with a `bias` if wanted, in the place of a block's own."""
     old = block.get_submodule(path)
     transposed = isinstance(old, Conv1D)
     out, within = old.weight.shape[::-1] if transposed else old.weight.shape
     rows, columns = rows or out, columns or within
     bias = bias or old.bias is not None
-    if (rows, columns, bias) == (out, within, old.bias is not None):
-        return
     new = Conv1D(rows, columns) if transposed else type(old)(columns, rows, bias=bias)
     block.set_submodule(path, new)

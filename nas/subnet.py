@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from data.errors import InputError
-from nas.adapters import Adapted, AdaptedEmbedding
+from nas.adapters import AdaptedEmbedding
 from nas.architecture import Architecture, Block
 from nas.families import FAMILIES, Family, Layer, family_of, layers_of
-from nas.families.plain import Fused
 from nas.modeling_subnet import (
-    NoAttention,
     cache_slots,
     keep_biases,
     narrow,
     set_config,
     set_heads,
+    skip_attention,
     skip_mlp,
 )
 from nas.shape import Shape, check_fits
-
-Module = TypeVar("Module", bound=nn.Module)
+from nas.surgery import cut_norm, hold, linear_of, opened, shell, sliced, writer
 
 RotaryOrders = Sequence[Tensor]
 """For each block of the parent, the rotary pairs of each KV group, most important first, (kv_groups,
@@ -95,17 +91,17 @@ def _cut(
     config = copy.copy(parent.config)
     for name, value in depth_settings(parent.config, architecture).items():
         setattr(config, name, value)
-    subnet = _shell(parent)
+    subnet = shell(parent)
     subnet.config = config
     *path, last = family.layout.layers.split(".")
     holder = subnet
     for name in path:
-        new = _shell(getattr(holder, name))
+        new = shell(getattr(holder, name))
         if "config" in new.__dict__:
             new.config = config
         if "rotary_emb" in new._modules:
             # Some position embeddings keep what the longest text they met asked for.
-            new.rotary_emb = _shell(new.rotary_emb)
+            new.rotary_emb = shell(new.rotary_emb)
         setattr(holder, name, new)
         holder = new
     if hidden < shape.hidden:
@@ -173,39 +169,25 @@ def _cut_block(
     channels: ChannelOrders | None,
 ) -> nn.Module:
     layout = layer.layout
-    new = Layer(_shell(layer.module), layout)
+    new = Layer(shell(layer.module), layout)
     if hidden < shape.hidden:
         for name in {*layout.attention_norms, *layout.mlp_norms}:
-            setattr(new.module, name, _cut_norm(getattr(layer.module, name), config))
-    _open(new.module, layout.attention)
+            setattr(new.module, name, cut_norm(getattr(layer.module, name), config))
+    opened(new.module, layout.attention)
     if block.kv_groups:
         _cut_attention(new, layer, shape, hidden, block, slot, bank)
         if block.head_width and rotary:
             _cut_heads(new, shape, block, rotary[block.source])
     else:
-        new.module.set_submodule(layout.attention, NoAttention())
-        for name in layout.attention_norms:
-            setattr(new.module, name, nn.Identity())
+        skip_attention(new.module, layout)
     if block.ffn:
         if layout.mlp:
-            _open(new.module, layout.mlp)
+            opened(new.module, layout.mlp)
         _cut_mlp(new, layer, hidden, block, bank, None if channels is None else channels[block.source])
     else:
         skip_mlp(new.module, layout)
     set_config(new.module, config, layout, block.heads)
     return new.module
-
-
-def _open(block: nn.Module, path: str) -> None:
-    """Put shells of the modules on a path, and of what holds fused projections in the last, in their places,
-    so that what is in them can be replaced."""
-    names = path.split(".")
-    for end in range(1, len(names) + 1):
-        here = ".".join(names[:end])
-        block.set_submodule(here, _shell(block.get_submodule(here)))
-    for name, child in block.get_submodule(path).named_children():
-        if isinstance(child, Fused):
-            block.set_submodule(f"{path}.{name}", _shell(child))
 
 
 def _cut_attention(
@@ -216,8 +198,8 @@ def _cut_attention(
     setattr(attention, new.layout.slot, slot)
     set_heads(attention, block.kv_groups, block.queries_per_group, shape.head_dim)
     kv = block.kv_groups * shape.head_dim
-    new.put("k_proj", _sliced(layer.k_proj, slice(kv), slice(hidden)))
-    new.put("v_proj", _sliced(layer.v_proj, slice(kv), slice(hidden)))
+    new.put("k_proj", sliced(layer.k_proj, slice(kv), slice(hidden)))
+    new.put("v_proj", sliced(layer.v_proj, slice(kv), slice(hidden)))
     inner = block.heads * shape.head_dim
     if block.queries_per_group == shape.queries_per_group:
         kept: slice | Tensor = slice(inner)
@@ -229,15 +211,15 @@ def _cut_attention(
     if bank is not None and isinstance(kept, Tensor):
         weight, bias = bank.queries(block.source, block.queries_per_group)
         new.put(
-            "q_proj", _linear(layer.q_proj, weight[:inner, :hidden], None if bias is None else bias[:inner])
+            "q_proj", linear_of(layer.q_proj, weight[:inner, :hidden], None if bias is None else bias[:inner])
         )
     else:
-        new.put("q_proj", _sliced(layer.q_proj, kept, slice(hidden)))
+        new.put("q_proj", sliced(layer.q_proj, kept, slice(hidden)))
     if bank is not None:
         out = bank.attention(block.source, block.kv_groups, block.queries_per_group)
-        new.put("o_proj", _output(layer.o_proj, out, hidden))
+        new.put("o_proj", writer(layer.o_proj, out, hidden))
     else:
-        new.put("o_proj", _sliced(layer.o_proj, slice(hidden), kept))
+        new.put("o_proj", sliced(layer.o_proj, slice(hidden), kept))
 
 
 def _cut_heads(new: Layer, shape: Shape, block: Block, order: Tensor) -> None:
@@ -246,8 +228,8 @@ def _cut_heads(new: Layer, shape: Shape, block: Block, order: Tensor) -> None:
     kept = inside_heads(shape, pairs, block.queries_per_group)
     kept_kv = inside_heads(shape, pairs, 1)
     for name, rows in (("q_proj", kept), ("k_proj", kept_kv), ("v_proj", kept_kv)):
-        new.put(name, _sliced(new.projection(name), rows, slice(None)))
-    new.put("o_proj", _sliced(new.o_proj, slice(None), kept))
+        new.put(name, sliced(new.projection(name), rows, slice(None)))
+    new.put("o_proj", sliced(new.o_proj, slice(None), kept))
     narrow(new.attention, pairs.contiguous())
 
 
@@ -290,21 +272,21 @@ def _cut_mlp(
     kept = slice(block.ffn) if order is None else order[: block.ffn]
     for name in new.names:
         if name in ("gate_proj", "up_proj"):
-            new.put(name, _sliced(layer.projection(name), kept, slice(hidden)))
+            new.put(name, sliced(layer.projection(name), kept, slice(hidden)))
     if bank is None:
-        new.put("down_proj", _sliced(layer.down_proj, slice(hidden), kept))
+        new.put("down_proj", sliced(layer.down_proj, slice(hidden), kept))
     else:
-        new.put("down_proj", _output(layer.down_proj, bank.mlp(block.source, block.ffn), hidden))
+        new.put("down_proj", writer(layer.down_proj, bank.mlp(block.source, block.ffn), hidden))
 
 
 def _cut_experts(mlp: nn.Module, hidden: int, count: int) -> None:
     """Leave a mixture, a shell, its first experts on the first hidden channels: views."""
-    mlp.gate, mlp.experts = _shell(mlp.gate), _shell(mlp.experts)
+    mlp.gate, mlp.experts = shell(mlp.gate), shell(mlp.experts)
     mlp.gate.num_experts = mlp.experts.num_experts = count
     mlp.gate.hidden_dim = mlp.experts.hidden_dim = hidden
-    _hold(mlp.gate, "weight", mlp.gate.weight[:count, :hidden])
-    _hold(mlp.experts, "gate_up_proj", mlp.experts.gate_up_proj[:count, :, :hidden])
-    _hold(mlp.experts, "down_proj", mlp.experts.down_proj[:count, :hidden])
+    hold(mlp.gate, "weight", mlp.gate.weight[:count, :hidden])
+    hold(mlp.experts, "gate_up_proj", mlp.experts.gate_up_proj[:count, :, :hidden])
+    hold(mlp.experts, "down_proj", mlp.experts.down_proj[:count, :hidden])
 
 
 def kept_query_rows(shape: Shape, block: Block, device: torch.device) -> Tensor:
@@ -315,86 +297,16 @@ def kept_query_rows(shape: Shape, block: Block, device: torch.device) -> Tensor:
     return grid[: block.kv_groups, : block.queries_per_group].flatten()
 
 
-def _sliced(linear: nn.Linear, rows: slice | Tensor, columns: slice | Tensor) -> nn.Linear:
-    """A projection of these rows and columns, with those of its adapter; a view where both are slices."""
-    weight = linear.weight[rows][:, columns]
-    new = _linear(linear, weight, None if linear.bias is None else linear.bias[rows])
-    if isinstance(linear, Adapted):
-        _hold(new, "down", linear.down[:, columns])
-        _hold(new, "up", linear.up[rows])
-    return new
-
-
-def _output(linear: nn.Linear, weight: Tensor, hidden: int) -> nn.Linear:
-    """A projection into the residual stream by this matrix: into the first hidden channels."""
-    bias = None if linear.bias is None else linear.bias[:hidden]
-    return _linear(linear, weight[:hidden], bias)
-
-
 def _cut_ends(subnet: PreTrainedModel, config: PreTrainedConfig) -> None:
     """Embeddings, final norm and head on the first hidden channels; a tied head stays tied."""
     embedding, head, hidden = subnet.model.embed_tokens, subnet.lm_head, config.hidden_size
-    new = _shell(embedding)
+    new = shell(embedding)
     new.embedding_dim = hidden
-    _hold(new, "weight", embedding.weight[:, :hidden])
+    hold(new, "weight", embedding.weight[:, :hidden])
     if isinstance(embedding, AdaptedEmbedding):
-        _hold(new, "down", embedding.down[:, :hidden])
+        hold(new, "down", embedding.down[:, :hidden])
     subnet.model.embed_tokens = new
-    subnet.model.norm = _cut_norm(subnet.model.norm, config)
-    subnet.lm_head = _sliced(head, slice(None), slice(hidden))
+    subnet.model.norm = cut_norm(subnet.model.norm, config)
+    subnet.lm_head = sliced(head, slice(None), slice(hidden))
     if head.weight is embedding.weight:
-        _hold(subnet.lm_head, "weight", new.weight)
-
-
-def _cut_norm(norm: nn.Module, config: PreTrainedConfig) -> nn.Module:
-    """A norm over the first hidden channels, its gains times sqrt(d / d').
-
-    Over d' channels the mean square is d / d' of what it is with the dropped ones counted as zeros, and the
-    gains make up for it: the subnet is the parent with its dropped channels at zero, in the norms as well.
-    The gains as they are, and gains that keep each norm's mean power on calibration text, were both worse.
-    """
-    new = _shell(norm)
-    scale = math.sqrt(norm.weight.shape[0] / config.hidden_size)
-    _hold(new, "weight", norm.weight[: config.hidden_size] * scale)
-    new.variance_epsilon = config.rms_norm_eps
-    return new
-
-
-def _linear(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A projection like `linear` that uses these tensors as they are, without copying them."""
-    new = _shell(linear)
-    new.out_features, new.in_features = weight.shape
-    _hold(new, "weight", weight)
-    _hold(new, "bias", bias)
-    return new
-
-
-def _hold(module: nn.Module, name: str, tensor: Tensor | None) -> None:
-    """Give a module this tensor: as its parameter, or as it is where gradients go back through it."""
-    module._parameters.pop(name, None)
-    # Both are asked, for a view taken without gradients says of itself what its base does.
-    if tensor is not None and torch.is_grad_enabled() and tensor.requires_grad:
-        setattr(module, name, tensor)
-        return
-    kept = isinstance(tensor, nn.Parameter) and not tensor.requires_grad  # one that is tied stays the same
-    if tensor is not None and not kept:
-        tensor = nn.Parameter(tensor, requires_grad=False)
-    module.register_parameter(name, tensor)
-
-
-def _shell(module: Module) -> Module:
-    """A module of the same class that shares parameters, buffers and children but not their containers, so
-    that replacing a child leaves the original alone; hooks are not taken over."""
-    if "forward" in module.__dict__:
-        raise InputError(
-            f"{type(module).__name__} runs a forward set on the object (by a patch, or by spreading the "
-            "model over devices), which a subnet cannot take over; load the parent onto one device, unpatched"
-        )
-    new = object.__new__(type(module))
-    new.__dict__.update(module.__dict__)
-    for name, value in module.__dict__.items():
-        if isinstance(value, (dict, OrderedDict)) and name.startswith("_"):
-            new.__dict__[name] = type(value)() if "hooks" in name else value.copy()
-    # So that transformers hooks the subnet, too, when hidden states are asked for.
-    new.__dict__.pop("_output_capturing_hooks_installed", None)
-    return new
+        hold(subnet.lm_head, "weight", new.weight)

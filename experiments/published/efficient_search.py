@@ -17,6 +17,7 @@ from functools import partial
 from typing import Literal
 
 import numpy as np
+import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
@@ -29,6 +30,7 @@ from nas.block_importance import BLOCK_CRITERIA
 from nas.cost import Budget
 from nas.evaluate import evaluate
 from nas.importance.obs import obs_lines
+from nas.importance.scores import MLP_LINES
 from nas.repair.steps import compensate
 from nas.repair.stream import Stream
 from nas.repair.walk import walk
@@ -167,7 +169,7 @@ def start(case: Case, budget: Budget, choices: Choices, settings: Settings) -> U
     pairs, channels = [], []
     for block in range(shape.blocks):
         found = obs_lines(case.evidence, block)
-        channels.append(found["gate_proj"] + found["up_proj"] + found["down_proj"])
+        channels.append(torch.stack([found[name] for name in MLP_LINES if name in found]).sum(0))
         query, key = found["q_proj"] + found["o_proj"], found["k_proj"] + found["v_proj"]
         pairs.append(rotary_scores(shape, query, key))
     for share in np.linspace(1.0, 0.0, 201):

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from nas.families.layer import Layer, layers_of
 from nas.families.table import layout_of
-from nas.modeling_subnet import AlibiAttention, keep_biases
+from nas.modeling_subnet import AlibiAttention, head_dim_of, keep_biases
 
 
 class Fused(nn.Module):
@@ -105,7 +105,7 @@ def _unfuse_attention(layer: Layer, heads: int) -> None:
         keep_biases(attention, torch.arange(heads, device=attention.query_key_value.weight.device), heads)
     if not lay.qkv or isinstance(getattr(attention, lay.qkv), Fused):
         return
-    head_dim = int(attention.head_dim if hasattr(attention, "head_dim") else attention.head_size)
+    head_dim = head_dim_of(attention)
     fused = _linear(getattr(attention, lay.qkv))
     inner = _columns(getattr(attention, lay.output))
     groups = (fused.out_features - inner) // (2 * head_dim)

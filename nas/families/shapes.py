@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from data.errors import InputError
 from nas.families.layer import Layer, layers_of
 from nas.families.table import GUIDE, family_of
+from nas.modeling_subnet import head_dim_of
 from nas.shape import Shape
 
 
@@ -47,7 +48,7 @@ def shape_of(model: PreTrainedModel) -> Shape:
         _check(layer, index)
     first = layers[0]
     attention, lay = first.attention, first.layout
-    head_dim = int(attention.head_dim if hasattr(attention, "head_dim") else attention.head_size)
+    head_dim = head_dim_of(attention)
     kv_groups = first.k_proj.out_features // head_dim
     queries = first.q_proj.out_features // head_dim // kv_groups
     ffn = width_of(first)

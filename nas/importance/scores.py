@@ -11,6 +11,7 @@ from torch import Tensor
 from nas.shape import Shape
 
 MLP_LINES = ("gate_proj", "up_proj", "down_proj")
+"""Projections whose lines make an FFN channel; some families have no gate."""
 
 
 @dataclass(frozen=True)

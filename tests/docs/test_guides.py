@@ -75,6 +75,7 @@ def test_there_are_guides() -> None:
         "add-a-criterion.md",
         "add-a-model-family.md",
         "add-a-predictor.md",
+        "export.md",
         "read-a-report.md",
     }
 

@@ -174,6 +174,22 @@ def test_a_required_option_is_asked_for_by_name(tmp_path: Path) -> None:
     assert parse(Needs, ["--checkpoint", "x"]) == Needs(checkpoint="x")
 
 
+def test_a_positional_option_is_given_without_its_name(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Asked:
+        folder: Path = required("folder of the subnet", positional=True)
+        count: int = option(1, "how many")
+
+    for words in (["here", "--count", "2"], ["--count", "2", "here"]):
+        assert parse(Asked, words) == Asked(folder=Path("here"), count=2)
+    (tmp_path / "settings.yaml").write_text("folder: there\n")
+    assert parse(Asked, ["--config", str(tmp_path / "settings.yaml")]).folder == Path("there")
+    with pytest.raises(InputError, match="^FOLDER is required: folder of the subnet.$"):
+        parse(Asked, [])
+    with pytest.raises(InputError, match="'more' belongs to no option"):
+        parse(Asked, ["here", "more"])
+
+
 def test_a_type_that_no_word_spells_is_the_scripts_fault() -> None:
     @dataclass(frozen=True)
     class Wrong:
