@@ -17,6 +17,10 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import CONFIG_MAPPING, AutoConfig
+from transformers.utils import logging
 
 from experiments.command_line import option, required, run
 from nas.families import FAMILIES, REFUSED
@@ -38,7 +42,11 @@ class Settings:
 
 def main(settings: Settings) -> int:
     """Shrink, check, print; 1 if a law is broken."""
-    config = read_config(settings.model, settings.revision)
+    logging.set_verbosity_error()
+    if settings.model in CONFIG_MAPPING and not Path(settings.model).exists():
+        config = AutoConfig.for_model(settings.model)
+    else:
+        config = read_config(settings.model, settings.revision)
     kind = str(config.model_type)
     new = kind not in FAMILIES and kind not in REFUSED
     with supposed(config) if new else nullcontext():

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from nas.families import FAMILIES, family_of
+from nas.families import family_of
 
 BLOCKS, HIDDEN, HEADS, FFN, VOCAB, POSITIONS, WINDOW, EXPERTS = 3, 32, 4, 24, 61, 64, 5, 6
 
@@ -43,11 +43,13 @@ def tiny_config(config: PreTrainedConfig) -> tuple[PreTrainedConfig, Changes]:
     after |= {
         name: value
         for name, value in _others(config, head_dim, groups).items()
-        if name in before and before[name] is not None
+        if name in before and (before[name] is not None or name == "head_dim")
     }
     after |= _by_block(before, config.num_hidden_layers)
     if isinstance(before.get("rope_parameters"), dict):
         after["rope_parameters"] = _rope(before["rope_parameters"], head_dim)
+    elif "rope_parameters" in before:
+        del before["rope_parameters"]  # the family's own
     tokens = {name: None for name in before if name.endswith("_token_id")}
     tokens |= {name: value for name, value in (("bos_token_id", 1), ("eos_token_id", 2)) if name in tokens}
     after |= tokens
@@ -97,7 +99,7 @@ def _others(config: PreTrainedConfig, head_dim: int, groups: int) -> dict[str, A
         "num_experts_per_tok": int(of("num_experts_per_tok", 1, 2)),
         "moe_intermediate_size": 12,
         # Of the same weight beside a tiny model's scores, or its units would not matter.
-        "attention_multiplier": of("attention_multiplier") * root,
+        "attention_multiplier": min(of("attention_multiplier") * root, 0.5),
         "embedding_multiplier": of("embedding_multiplier", most=2.0),
         "residual_multiplier": of("residual_multiplier", 0.5),
         "rms_norm_eps": of("rms_norm_eps", most=1e-6),
@@ -115,7 +117,7 @@ def _by_block(settings: dict[str, Any], depth: int) -> dict[str, Any]:
     chosen = sorted([*firsts, *others][:BLOCKS])
     shorter: dict[str, Any] = {name: [value[index] for index in chosen] for name, value in lists.items()}
     if "attention_layers" in shorter:  # gpt_neo's, which it works out from this
-        shorter["attention_types"] = [[[kind], 1] for kind in shorter.pop("attention_layers")]
+        shorter["attention_types"] = [[[kind], 1] for kind in shorter["attention_layers"]]
     return shorter
 
 
@@ -143,7 +145,3 @@ def _even(share: float, head_dim: int) -> float:
     """About this share of a head, so that it is an even number of channels."""
     return max(2, 2 * round(share * head_dim / 2)) / head_dim
 
-
-def supported() -> tuple[str, ...]:
-    """The families that can be named in place of a model."""
-    return tuple(FAMILIES)
