@@ -68,9 +68,7 @@ def read_config(settings: Mapping[str, Any]) -> PackedConfig:
         )
     kept = {name: settings[name] for name in _SETTINGS if name in settings}
     config = PackedConfig(**kept, dtype=settings.get("dtype", settings.get("torch_dtype")))
-    config.normed_head = (
-        "z_loss_weight" in settings or settings.get("vocab_size") == NORMED_HEAD_VOCABULARY
-    )
+    config.normed_head = "z_loss_weight" in settings or settings.get("vocab_size") == NORMED_HEAD_VOCABULARY
     return config
 
 
@@ -94,11 +92,10 @@ def load_model(
         ) from error
     model.__class__ = LlamaForCausalLM
     model.__dict__.pop("_weight_conversions", None)  # or it would be saved as a Baichuan
-    model.config = _llama(config)
-    for module in model.modules():
-        if "config" in module.__dict__:
-            module.config = model.config
-    if config.normed_head:
+    own = model.config  # of all its modules
+    normed = own.__dict__.pop("normed_head")
+    own.__class__ = LlamaConfig
+    if normed:
         head = model.lm_head.weight
         head.copy_(functional.normalize(head.float()).to(head.dtype))
     return model, loading
@@ -110,16 +107,7 @@ def load_tokenizer(location: str, revision: str | None = None) -> PreTrainedToke
         return TokenizersBackend.from_pretrained(location, revision=revision)
     except (OSError, ValueError, ImportError) as error:
         raise InputError(
-            f"{location} has no tokenizer.json, and the code that reads its tokenizer.model comes with it and "
-            "is never run; convert it once where that code is trusted, and put the tokenizer.json beside it"
+            f"{location} has no tokenizer.json, and the code that reads its tokenizer.model comes with it "
+            "and is never run; convert it where that code is trusted, and put the tokenizer.json there"
         ) from error
 
-
-def _llama(config: PackedConfig) -> LlamaConfig:
-    settings = config.to_dict()
-    for name in ("normed_head", "model_type"):
-        settings.pop(name, None)
-    new = LlamaConfig(**settings)
-    new._attn_implementation = config._attn_implementation
-    new.name_or_path = config.name_or_path
-    return new

@@ -30,9 +30,9 @@ def check_supported(config: PreTrainedConfig) -> None:
     lacks = lacking(config)
     if not lacks:
         raise InputError(
-            f"model family {kind!r} is not supported yet, but has every module of LLaMA's layout: one line in "
-            f"nas/families/table.py may be enough; python -m experiments.check_family {kind} tries it, and "
-            f"{GUIDE} says how it is added"
+            f"model family {kind!r} is not supported yet, but has every module of LLaMA's layout: one line "
+            f"in nas/families/table.py may be enough; python -m experiments.check_family {kind} tries it, "
+            f"and {GUIDE} says how it is added"
         )
     others = f" (nor {len(lacks) - 1} more that LLaMA's layout has)" if len(lacks) > 1 else ""
     raise InputError(

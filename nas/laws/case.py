@@ -159,8 +159,8 @@ def check_same(found: Tensor, expected: Tensor, what: str) -> None:
     far = _far(found, expected)
     largest = float((found - expected).abs().max())
     assert bool((far <= 0).all()), (
-        f"{what} are off by up to {largest:.3g} in {int((~(far <= 0)).sum())} of {far.numel()} places, beside "
-        f"values up to {float(expected.abs().max()):.3g}"
+        f"{what} are off by up to {largest:.3g} in {int((~(far <= 0)).sum())} of {far.numel()} places, "
+        f"beside values up to {float(expected.abs().max()):.3g}"
     )
 
 

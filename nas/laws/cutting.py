@@ -32,8 +32,6 @@ from nas.subnet import cut
 SHORT = 4
 """Tokens of a text that every sliding window of a tiny parent holds whole."""
 
-_GREEDY: dict[str, Any] = dict(max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0)
-
 
 def layout(case: Case) -> None:
     """The model has the modules that its family's entry names, and no parameters in its blocks but theirs."""
@@ -78,9 +76,7 @@ def permutation(case: Case) -> None:
         for name in ("o_proj",)
     ]
     assert any(moved), "the permutation moved nothing"
-    check_same(
-        logits_of(permuted, case.ids), logits_of(parent, case.ids), "logits of the permuted parent"
-    )
+    check_same(logits_of(permuted, case.ids), logits_of(parent, case.ids), "logits of the permuted parent")
     _check_untouched(parent, before, "permuting")
 
 
@@ -110,7 +106,7 @@ def parent_untouched(case: Case) -> None:
     before, settings, logits = _copied(parent), parent.config.to_dict(), logits_of(parent, case.ids)
     for kind in case.cuts:
         for own in (False, True):
-            case.cut(kind, own=own).generate(case.ids, attention_mask=torch.ones_like(case.ids), **{**_GREEDY, "max_new_tokens": 2})
+            _generate(case.cut(kind, own=own), case.ids, tokens=2)
     assert parent.config.to_dict() == settings, "cutting changed the parent's configuration"
     check_equal(logits_of(parent, case.ids), logits, "logits of the parent before and after cutting")
     _check_untouched(parent, before, "cutting")
@@ -140,7 +136,9 @@ def views(case: Case) -> None:
         check_equal(
             logits_of(view, case.ids), logits_of(own, case.ids), f"logits of view and copy, cut {kind!r},"
         )
-        assert _is_tied(own) == tied, f"the head of the owned cut {kind!r} is tied: {not tied}; parent: {tied}"
+        assert _is_tied(own) == tied, (
+            f"the head of the owned cut {kind!r} is tied: {not tied}; parent: {tied}"
+        )
 
 
 def cache(case: Case) -> None:
@@ -155,7 +153,7 @@ def cache(case: Case) -> None:
             store = make(subnet)
             found = decoded(subnet, case.ids, store)
             check_same(found, whole, f"logits with a {type(store).__name__} and without, cut {kind!r},")
-        with_cache, without = (subnet.generate(case.ids, use_cache=use, attention_mask=torch.ones_like(case.ids), **_GREEDY) for use in (True, False))
+        with_cache, without = (_generate(subnet, case.ids, tokens=4, use_cache=use) for use in (True, False))
         assert torch.equal(with_cache, without), (
             f"the cut {kind!r} generates {with_cache.tolist()} with a cache and {without.tolist()} without"
         )
@@ -193,6 +191,12 @@ def counted(subnet: PreTrainedModel, length: int) -> dict[str, int]:
             layer.keys.nbytes + layer.values.nbytes for layer in store.layers if layer.is_initialized
         ),
     }
+
+
+def _generate(model: PreTrainedModel, ids: Tensor, tokens: int, **more: Any) -> Tensor:
+    """The likeliest tokens behind some texts."""
+    settings: dict[str, Any] = dict(do_sample=False, eos_token_id=None, pad_token_id=0, **more)
+    return model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, **settings)
 
 
 def _copied(model: PreTrainedModel) -> dict[str, Tensor]:

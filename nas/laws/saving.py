@@ -86,7 +86,7 @@ def ties(case: Case) -> None:
                 found = model.get_output_embeddings().weight is model.get_input_embeddings().weight
                 assert found == tied, f"the cut {kind!r} of a parent with tied={tied} loads with tied={found}"
                 with safe_open(folder / "model.safetensors", "pt") as file:
-                    written = [name for name in file.keys() if name.endswith("lm_head.weight")]
+                    written = [name for name in [*file.keys()] if name.endswith("lm_head.weight")]
                 assert bool(written) != tied, f"with tied={tied} the heads written are {written}"
                 check_same(
                     logits_of(model, case.ids), logits_of(subnet, case.ids), f"logits with tied={tied}"
@@ -113,8 +113,8 @@ def half_precision(case: Case) -> None:
         off = float((logits_of(model, case.ids).float() - expected).square().mean().sqrt())
         spread, limit = float(expected.std()), 8 * 2.0**-bits
         assert off <= limit * spread, (
-            f"logits of the cut {kind!r} in {dtype} are off by {off / spread:.3g} of their spread when loaded; "
-            f"{limit:.3g} is allowed"
+            f"logits of the cut {kind!r} in {dtype} are off by {off / spread:.3g} of their spread when "
+            f"loaded; {limit:.3g} is allowed"
         )
 
 

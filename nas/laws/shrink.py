@@ -144,4 +144,3 @@ def _rope(parameters: dict[str, Any], head_dim: int) -> dict[str, Any]:
 def _even(share: float, head_dim: int) -> float:
     """About this share of a head, so that it is an even number of channels."""
     return max(2, 2 * round(share * head_dim / 2)) / head_dim
-

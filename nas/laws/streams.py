@@ -84,9 +84,7 @@ def unused_channels(case: Case) -> None:
     )
     _check_traceless(case, parent, permute_stream(parent, order), "channels")
     parent = confined(case.parent, random_basis(width, seed=1)[:, :NARROWED])
-    _check_traceless(
-        case, parent, rotate_stream(parent, measure_stream(parent, windows).basis), "directions"
-    )
+    _check_traceless(case, parent, rotate_stream(parent, measure_stream(parent, windows).basis), "directions")
 
 
 def stream_replayed(case: Case) -> None:

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from nas.families import family_of, layout_of, plain
-from nas.laws.case import Case
+from nas.laws.case import Case, check_same
 from nas.laws.cuts import CUTS, architecture_of_cut
 from nas.laws.tiny import random_model, random_ranking, random_tokens
 from nas.shape import Shape
@@ -114,6 +114,11 @@ def permuted_parent(name: str) -> tuple[PreTrainedModel, Shape]:
     case = case_of(name)
     with torch.no_grad():
         return case.permuted, case.shape
+
+
+def same(left: torch.Tensor, right: torch.Tensor) -> None:
+    """Equal up to the rounding of another order of summation."""
+    check_same(left, right, "tensors")
 
 
 def tokens(length: int = 12, batch: int = 2, seed: int = 0) -> torch.Tensor:
