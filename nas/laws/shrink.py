@@ -50,7 +50,7 @@ def tiny_config(config: PreTrainedConfig) -> tuple[PreTrainedConfig, Changes]:
         after["rope_parameters"] = _rope(before["rope_parameters"], head_dim)
     elif "rope_parameters" in before:
         del before["rope_parameters"]  # the family's own
-    tokens = {name: None for name in before if name.endswith("_token_id")}
+    tokens: dict[str, Any] = {name: None for name in before if name.endswith("_token_id")}
     tokens |= {name: value for name, value in (("bos_token_id", 1), ("eos_token_id", 2)) if name in tokens}
     after |= tokens
     tiny = type(config)(**{**before, **after})
