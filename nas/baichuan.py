@@ -110,4 +110,3 @@ def load_tokenizer(location: str, revision: str | None = None) -> PreTrainedToke
             f"{location} has no tokenizer.json, and the code that reads its tokenizer.model comes with it "
             "and is never run; convert it where that code is trusted, and put the tokenizer.json there"
         ) from error
-
