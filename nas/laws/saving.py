@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, dynamic_module_utils
+from transformers import AutoModelForCausalLM, Cache, PreTrainedModel, dynamic_module_utils
 from transformers.integrations.heterogeneity import configuration_utils as heterogeneity
 from transformers.utils import logging
 
@@ -62,35 +63,30 @@ def saved_twice(case: Case) -> None:
 
 
 def saved_in_shards(case: Case) -> None:
-    """A checkpoint in several files loads as the one in a single file."""
-    for kind in ("uniform", "all at once"):
-        with saved(case, kind) as (_, folder):
-            model, shards = load(folder), folder.with_name("shards")
-            model.save_pretrained(shards, max_shard_size="4KB")
-            number = len([*shards.glob("*.safetensors")])
-            assert number > 1, f"the cut {kind!r} was saved in {number} file, not in shards"
-            check_equal(
-                logits_of(load(shards), case.ids), logits_of(model, case.ids),
-                f"logits of the cut {kind!r} from {number} files and from one",
-            )  # fmt: skip
+    """A checkpoint in several files, code of its own beside them, loads as the one in a single file."""
+    with saved(case, "all at once") as (_, folder):
+        model, shards = load(folder), folder.with_name("shards")
+        model.save_pretrained(shards, max_shard_size="4KB")
+        number = len([*shards.glob("*.safetensors")])
+        assert number > 1, f"the checkpoint was saved in {number} file, not in shards"
+        check_equal(
+            logits_of(load(shards), case.ids), logits_of(model, case.ids),
+            f"logits from {number} files and from one",
+        )  # fmt: skip
 
 
 def ties(case: Case) -> None:
     """A tied head stays tied, and is not written; one of its own stays one."""
     own = bool(case.config.tie_word_embeddings)
-    for tied, kinds in ((own, ("uniform",)), (not own, ("narrow", "uniform"))):
-        other = case.other(tie_word_embeddings=tied)
-        for kind in kinds:
-            with saved(other, kind) as (subnet, folder):
-                model = load(folder)
-                found = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-                assert found == tied, f"the cut {kind!r} of a parent with tied={tied} loads with tied={found}"
-                with safe_open(folder / "model.safetensors", "pt") as file:
-                    written = [name for name in [*file.keys()] if name.endswith("lm_head.weight")]
-                assert bool(written) != tied, f"with tied={tied} the heads written are {written}"
-                check_same(
-                    logits_of(model, case.ids), logits_of(subnet, case.ids), f"logits with tied={tied}"
-                )
+    for tied, kind in ((own, "narrow"), (not own, "uniform")):
+        with saved(case.other(tie_word_embeddings=tied), kind) as (subnet, folder):
+            model = load(folder)
+            found = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+            assert found == tied, f"the cut {kind!r} of a parent with tied={tied} loads with tied={found}"
+            with safe_open(folder / "model.safetensors", "pt") as file:
+                written = [name for name in [*file.keys()] if name.endswith("lm_head.weight")]
+            assert bool(written) != tied, f"with tied={tied} the heads written are {written}"
+            check_same(logits_of(model, case.ids), logits_of(subnet, case.ids), f"logits with tied={tied}")
 
 
 def half_precision(case: Case) -> None:
@@ -213,17 +209,17 @@ def _check_loaded(case: Case, subnet: PreTrainedModel, model: PreTrainedModel, k
 
 
 def _check_cached(
-    model: PreTrainedModel, logits: Tensor, ids: Tensor, make: Callable[[PreTrainedModel], object], kind: str
+    model: PreTrainedModel, logits: Tensor, ids: Tensor, make: Callable[[PreTrainedModel], Cache], kind: str
 ) -> None:
     store = make(model)
     check_same(
-        decoded(model, ids, store),  # type: ignore[arg-type]
+        decoded(model, ids, store),
         logits,
         f"logits of the saved cut {kind!r} with a {type(store).__name__} and without",
     )
 
 
-def _raised(load_as: type, folder: Path) -> Exception | None:
+def _raised(load_as: Any, folder: Path) -> Exception | None:
     try:
         load_as.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # which it is, is the law
