@@ -8,6 +8,7 @@ transformers: `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=Tr
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -133,16 +134,11 @@ class NarrowAttention(nn.Module):
             self.config._attn_implementation, llama.eager_attention_forward
         )
         output, weights = attend(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
+            self, query, key, value, attention_mask, scaling=self.scaling,
             dropout=self.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
             sliding_window=getattr(self, "sliding_window", getattr(self.config, "sliding_window", None)),
             **kwargs,
-        )
+        )  # fmt: skip
         return self.o_proj(output.reshape(*before, -1).contiguous()), weights
 
 
@@ -224,9 +220,8 @@ def set_heads(attention: nn.Module, groups: int, queries: int, head_dim: int) ->
     heads = groups * queries
     known = dict(num_heads=heads, num_attention_heads=heads, split_size=heads * head_dim)
     known |= dict(num_key_value_heads=groups, num_kv_heads=groups, num_key_value_groups=queries)
-    for name in known:
-        if hasattr(attention, name):
-            setattr(attention, name, known[name])
+    for name in filter(lambda name: hasattr(attention, name), known):
+        setattr(attention, name, known[name])
 
 
 def set_config(block: nn.Module, config: Any, layout: Layout, heads: int) -> None:
@@ -299,6 +294,9 @@ class SubnetForCausalLM(FamilyForCausalLM):
             config.num_hidden_layers = 0  # the family's blocks would all be built at the full width
             super().__init__(config)
             config.num_hidden_layers = depth
+            for name, module in self.named_modules():
+                if name.endswith("rotary_emb"):  # asks for the global widths at every long text
+                    module.config = copy(config)
         kinds = getattr(config, "layer_types", None) or [None] * depth
         slots = cache_slots(kinds, ["attention" not in own.skip for own in widths])
         layers = self.get_submodule(LAYOUT.layers)

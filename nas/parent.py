@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -11,13 +13,15 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging
 
 from data.errors import InputError
-from nas.families import family_of, plain
+from nas import baichuan
+from nas.families import check_supported, plain
 
 DEMO = Path(__file__).resolve().parents[1] / "data" / "demo"
 """The embedded parent, called `demo` on the command line."""
@@ -73,6 +77,30 @@ def reason_of(error: Exception) -> str:
     return lines[0].split(". ")[0].rstrip(".:")
 
 
+def read_config(name: str, revision: str | None = None) -> PreTrainedConfig:
+    """The configuration of a Hub id, a local folder or `demo`; `InputError` where there is none."""
+    location = place_of(name)
+    with _saying_what_failed(name):
+        settings, _ = PreTrainedConfig.get_config_dict(location, revision=revision)
+        if settings.get("model_type") == baichuan.KIND:
+            return baichuan.read_config(settings)
+        return AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False)
+
+
+@contextmanager
+def _saying_what_failed(name: str) -> Iterator[None]:
+    """Make an `InputError` of whatever a broken folder or a missing network makes the library raise."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"the parent {name} cannot be loaded ({reason_of(error)}); check the id, or give the folder of a "
+            "checkpoint"
+        ) from error
+
+
 def load_parent(
     name: str, device: torch.device, dtype: torch.dtype, revision: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -83,20 +111,17 @@ def load_parent(
     """
     logging.disable_progress_bar()
     location = place_of(name)
-    try:
-        config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False)
-        family_of(config)
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            location, revision=revision, dtype=dtype, output_loading_info=True, trust_remote_code=False
-        )
-        tokenizer = AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=False)
-    except InputError:
-        raise
-    except Exception as error:  # whatever a broken folder or a missing network makes the library raise
-        raise InputError(
-            f"the parent {name} cannot be loaded ({reason_of(error)}); check the id, or give the folder of a "
-            "checkpoint"
-        ) from error
+    config = read_config(name, revision)
+    check_supported(config)
+    with _saying_what_failed(name):
+        if isinstance(config, baichuan.PackedConfig):
+            model, loading = baichuan.load_model(location, config, dtype, revision)
+            tokenizer = baichuan.load_tokenizer(location, revision)
+        else:
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                location, revision=revision, dtype=dtype, output_loading_info=True, trust_remote_code=False
+            )
+            tokenizer = AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=False)
     missing = sorted(loading["missing_keys"])
     if missing:
         raise InputError(f"the checkpoint {name} lacks {len(missing)} weights, {missing[0]} among them")
@@ -118,8 +143,7 @@ def check_seq_len(parent: PreTrainedModel, seq_len: int) -> None:
 def stored_dtype(name: str, computed: torch.dtype) -> torch.dtype:
     """The dtype that subnets of the parent `name` are saved in: the parent's own where that is narrower than
     the one `computed` in, so that no checkpoint is wider than its parent's."""
-    config = AutoConfig.from_pretrained(place_of(name), trust_remote_code=False)
-    own = config.dtype
+    own = read_config(name).dtype
     return own if isinstance(own, torch.dtype) and own.itemsize < computed.itemsize else computed
 
 

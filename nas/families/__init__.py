@@ -5,6 +5,7 @@ from nas.families.layer import ATTENTION, MLP, OUTPUTS, Layer, blocks_of, layers
 from nas.families.plain import native_state, plain
 from nas.families.shapes import count, shape_of, width_of
 from nas.families.table import FAMILIES, REFUSED, family_named, family_of, layout_of
+from nas.families.unknown import check_supported
 
 __all__ = [
     "ATTENTION",
@@ -15,6 +16,7 @@ __all__ = [
     "Family",
     "Layer",
     "blocks_of",
+    "check_supported",
     "count",
     "family_named",
     "family_of",

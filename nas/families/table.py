@@ -18,6 +18,10 @@ _EMBEDDINGS_SCALED = (
     "change them"
 )
 _MEANS = "its norms subtract the mean of all hidden channels, so that the dropped ones would be missed"
+_FACTORS = (
+    "phi3 with longrope counts its rotary factors by the hidden width over the heads, so a narrower one is "
+    "refused by its own configuration"
+)
 _NO_NORMS = "its modules read the residual stream without a norm in front, whose gains a narrower one needs"
 
 _SANDWICH = Layout(
@@ -121,6 +125,11 @@ def _cohere(config: PreTrainedConfig) -> Family:
     return Family(Layout(parallel=True, mlp_pre="input_layernorm"), _MEANS)
 
 
+def _phi3(config: PreTrainedConfig) -> Family:
+    factors = (config.rope_parameters or {}).get("short_factor")
+    return Family(Layout(qkv="qkv_proj", heads_in_config=True, **_FUSED_GATE), _FACTORS if factors else "")
+
+
 FAMILIES: dict[str, Family | Callable[[PreTrainedConfig], Family]] = {
     # laid out like LLaMA
     "llama": Family(narrow_heads=True),
@@ -141,7 +150,7 @@ FAMILIES: dict[str, Family | Callable[[PreTrainedConfig], Family]] = {
     "olmo2": Family(_BEHIND, _NO_NORMS, whole_attention=True),
     "olmo3": Family(_BEHIND, _NO_NORMS, whole_attention=True),
     # fused projections
-    "phi3": Family(Layout(qkv="qkv_proj", heads_in_config=True, **_FUSED_GATE)),
+    "phi3": _phi3,
     "glm4": Family(
         Layout(
             attention_post="post_self_attn_layernorm",

@@ -1,197 +1,30 @@
-"""A subnet is the parent without the dropped units, and costs the parent nothing."""
+"""What a cut does that is not a law of every family (see `test_laws`)."""
 
-import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from torch import nn
 
 from data.errors import InputError
 from nas.architecture import Architecture, Block
-from nas.families import REFUSED, family_of, layers_of, shape_of
+from nas.families import REFUSED, family_of, shape_of
 from nas.ranking import head_columns, permute
-from nas.shape import Shape
 from nas.subnet import cut
 from tests.nas.tiny_models import (
-    CUTS,
-    PARENTS,
     architecture_of_cut,
     permuted_parent,
     random_ranking,
+    same,
     tiny_parent,
     tokens,
 )
-
-every_parent = pytest.mark.parametrize("name", PARENTS)
-OUTPUTS = (
-    ".o_proj.weight",
-    "attn.c_proj.weight",
-    "out_proj.weight",
-    "attention.dense.weight",
-    "attn.dense.weight",
-)
-every_cut = pytest.mark.parametrize("kind", CUTS)
 
 
 @pytest.fixture(autouse=True)
 def _no_gradients() -> Iterator[None]:
     with torch.no_grad():
         yield
-
-
-def same(left: Tensor, right: Tensor) -> None:
-    """Equal up to the rounding of another order of summation."""
-    torch.testing.assert_close(left, right, rtol=1e-4, atol=2e-5 * float(right.abs().max()))
-
-
-def times(mask: Tensor) -> Callable[[nn.Module, tuple[Tensor]], Tensor]:
-    """A hook that multiplies a module's input."""
-    return lambda _, args: args[0] * mask
-
-
-def zeroed(parent: PreTrainedModel, shape: Shape, architecture: Architecture) -> PreTrainedModel:
-    """The permuted parent, whole, with everything that the architecture drops set to zero on its way."""
-    model = copy.deepcopy(parent)
-    kept = {block.source: block for block in architecture.blocks}
-    for index, layer in enumerate(layers_of(model)):
-        if index not in kept:
-            layer.module.register_forward_hook(skip_block)
-            continue
-        block = kept[index]
-        heads = torch.zeros(shape.kv_groups, shape.queries_per_group, shape.head_dim)
-        heads[: block.kv_groups, : block.queries_per_group] = 1
-        layer.o_proj.register_forward_pre_hook(times(heads.flatten()))
-        if layer.layout.experts:
-            layer.mlp.gate.register_forward_hook(without_experts(layer.mlp.gate, block.ffn))
-        else:
-            layer.down_proj.register_forward_pre_hook(times((torch.arange(shape.ffn) < block.ffn).float()))
-        if not block.kv_groups:
-            layer.attention.register_forward_hook(skip_attention)
-        if not block.ffn:
-            (layer.mlp if layer.layout.mlp else layer.down_proj).register_forward_hook(skip_mlp)
-    return model
-
-
-def skip_block(_: nn.Module, args: tuple[Tensor, ...], output: object) -> object:
-    return (args[0], *output[1:]) if isinstance(output, tuple) else args[0]
-
-
-def skip_attention(_: nn.Module, args: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> tuple[Tensor, None]:
-    return (args[1] if len(args) > 1 else output[0] * 0), None  # bloom's adds the stream itself
-
-
-def skip_mlp(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    return args[1] if len(args) > 1 else output * 0
-
-
-def without_experts(gate: nn.Module, kept: int) -> Callable[..., object]:
-    """A hook on a router that lets no token visit the experts behind the first ones."""
-
-    def hook(_: nn.Module, args: tuple[Tensor, ...], output: object) -> object:
-        logits = args[0].reshape(-1, args[0].shape[-1]) @ gate.weight.T
-        logits[:, max(kept, gate.top_k) :] = -torch.inf
-        best, index = logits.float().softmax(-1).topk(gate.top_k, dim=-1)
-        if getattr(gate, "norm_topk_prob", True):
-            best = best / best.sum(-1, keepdim=True)
-        return logits, best.to(logits.dtype), index
-
-    return hook
-
-
-def cached_logits(model: PreTrainedModel, ids: Tensor, cache: object, prefill: int = 3) -> Tensor:
-    """Logits of a prefill and then one token after the other, (batch, length, vocabulary)."""
-    steps = [model(ids[:, :prefill], past_key_values=cache, use_cache=True).logits]
-    for position in range(prefill, ids.shape[1]):
-        steps.append(model(ids[:, position : position + 1], past_key_values=cache, use_cache=True).logits)
-    return torch.cat(steps, 1)
-
-
-@every_parent
-def test_a_permuted_parent_has_the_logits_of_the_parent(name: str) -> None:
-    parent = tiny_parent(name)
-    before = {key: value.clone() for key, value in parent.state_dict().items()}
-    shape = shape_of(parent)
-    permuted = permute(parent, shape, random_ranking(shape))
-    assert not torch.equal(layers_of(permuted)[0].o_proj.weight, layers_of(parent)[0].o_proj.weight)
-    same(permuted(tokens()).logits, parent(tokens()).logits)
-    for key, value in parent.state_dict().items():
-        assert torch.equal(value, before[key]), key
-
-
-@every_parent
-def test_keeping_everything_is_the_parent_bit_for_bit(name: str) -> None:
-    parent, shape = permuted_parent(name)
-    assert torch.equal(cut(parent, shape, shape.parent)(tokens()).logits, parent(tokens()).logits)
-
-
-@every_parent
-@every_cut
-def test_a_subnet_is_the_parent_with_the_rest_zeroed(name: str, kind: str) -> None:
-    parent, shape = permuted_parent(name)
-    architecture = architecture_of_cut(kind, shape)
-    logits = cut(parent, shape, architecture)(tokens()).logits
-    same(logits, zeroed(parent, shape, architecture)(tokens()).logits)
-    assert (logits - parent(tokens()).logits).std() > 0.2 * logits.std()  # what was dropped mattered
-
-
-@every_parent
-def test_cutting_leaves_the_parent_as_it_was(name: str) -> None:
-    parent, shape = permuted_parent(name)
-    before = {key: value.clone() for key, value in parent.state_dict().items()}
-    settings, logits = parent.config.to_dict(), parent(tokens()).logits
-    for kind in CUTS:
-        for own in (False, True):
-            subnet = cut(parent, shape, architecture_of_cut(kind, shape), own=own)
-            subnet.generate(tokens(), max_new_tokens=2, do_sample=False)
-    assert parent.config.to_dict() == settings
-    assert torch.equal(parent(tokens()).logits, logits)
-    for key, value in parent.state_dict().items():
-        assert torch.equal(value, before[key]), key
-
-
-@every_parent
-@every_cut
-def test_views_copy_nothing_and_copies_share_nothing(name: str, kind: str) -> None:
-    parent, shape = permuted_parent(name)
-    architecture = architecture_of_cut(kind, shape)
-    view, own = cut(parent, shape, architecture), cut(parent, shape, architecture, own=True)
-    storages = {weight.untyped_storage().data_ptr() for weight in parent.parameters()}
-    gathered = [
-        block.source for block in architecture.blocks if 0 < block.queries_per_group < shape.queries_per_group
-    ]
-    for key, weight in view.named_parameters():
-        copied = ".q_proj." in key or key.endswith((*OUTPUTS,))
-        number = next((int(part) for part in key.split(".") if part.isdigit()), 0)
-        if not (copied and architecture.blocks[number].source in gathered):
-            assert weight.untyped_storage().data_ptr() in storages, key
-    for key, weight in own.named_parameters():
-        assert weight.untyped_storage().data_ptr() not in storages, key
-        assert weight.untyped_storage().nbytes() == weight.nbytes, key
-    assert torch.equal(view(tokens()).logits, own(tokens()).logits)
-    tied = own.get_output_embeddings().weight is own.get_input_embeddings().weight
-    assert tied == (parent.get_output_embeddings().weight is parent.get_input_embeddings().weight)
-
-
-@every_parent
-@every_cut
-def test_decoding_with_a_cache_gives_the_logits_without(name: str, kind: str) -> None:
-    parent, shape = permuted_parent(name)
-    subnet = cut(parent, shape, architecture_of_cut(kind, shape))
-    whole = subnet(tokens(), use_cache=False).logits
-    same(cached_logits(subnet, tokens(), DynamicCache(config=subnet.config)), whole)
-    same(cached_logits(subnet, tokens(), DynamicCache()), whole)
-
-
-@every_parent
-def test_generating_with_a_cache_gives_the_tokens_without(name: str) -> None:
-    parent, shape = permuted_parent(name)
-    for kind in CUTS:
-        subnet = cut(parent, shape, architecture_of_cut(kind, shape))
-        settings = dict(max_new_tokens=6, do_sample=False, eos_token_id=None)
-        cached, uncached = (subnet.generate(tokens(), use_cache=use, **settings) for use in (True, False))
-        assert torch.equal(cached, uncached), kind
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3_text", "smollm3"])

@@ -14,14 +14,10 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
-    Cache,
-    DynamicCache,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    StaticCache,
     TokenizersBackend,
     dynamic_module_utils,
 )
@@ -31,7 +27,8 @@ from data.errors import InputError
 from nas.architecture import Architecture, Block
 from nas.card import model_card
 from nas.export import needs_code, save_checkpoint
-from nas.families import layout_of, shape_of
+from nas.families import shape_of
+from nas.laws.saving import load
 from nas.residual import measure_stream, rotate_stream
 from nas.subnet import cut
 from tests.nas.tiny_models import (
@@ -51,7 +48,6 @@ SQUARE = (
 )  # fmt: skip
 """Parents whose heads together are always as wide as the hidden width: plain ones lose no heads."""
 every_parent = pytest.mark.parametrize("name", PARENTS)
-every_cut = pytest.mark.parametrize("kind", CUTS)
 
 
 @pytest.fixture(autouse=True)
@@ -74,75 +70,6 @@ def saved(
     architecture = replace(architecture_of_cut(kind, shape), hidden=hidden)
     subnet = cut(parent, shape, architecture, own=True)
     return subnet, save_checkpoint(subnet, parent.config, shape, architecture, folder, **settings)
-
-
-def caches(name: str, model: PreTrainedModel) -> list[Cache]:
-    """A cache of each kind that the family can decode with."""
-    dynamic = DynamicCache(config=model.config)
-    if name in ("gpt_neo", "falcon-alibi"):  # wrong, or impossible, for their whole parents, too
-        return [dynamic]
-    return [dynamic, StaticCache(config=model.config, max_cache_len=12)]
-
-
-def rebuilt(subnet: PreTrainedModel) -> bool:
-    """Whether its family fuses or transposes projections, which are apart and upright in memory."""
-    layout = layout_of(subnet.config)
-    return bool(layout.qkv or layout.gate_up or layout.transposed or layout.experts)
-
-
-def load(folder: Path) -> PreTrainedModel:
-    model, report = AutoModelForCausalLM.from_pretrained(
-        folder, trust_remote_code=True, dtype="auto", output_loading_info=True
-    )
-    assert not any(report.values()), report
-    return model
-
-
-def decoded(model: PreTrainedModel, ids: Tensor, cache: object, prefill: int = 3) -> Tensor:
-    """Logits of a prefill and then one token after the other, (batch, length, vocabulary)."""
-    steps = [model(ids[:, :prefill], past_key_values=cache, use_cache=True).logits]
-    for position in range(prefill, ids.shape[1]):
-        steps.append(model(ids[:, position : position + 1], past_key_values=cache, use_cache=True).logits)
-    return torch.cat(steps, 1)
-
-
-@every_parent
-@every_cut
-def test_what_is_loaded_is_what_was_saved(name: str, kind: str, tmp_path: Path) -> None:
-    subnet, folder = saved(name, kind, tmp_path / "checkpoint")
-    model = load(folder)
-    logits = model(tokens()).logits
-    close = dict(rtol=1e-4, atol=2e-5 * float(logits.abs().max()))
-    if not rebuilt(subnet):
-        assert torch.equal(logits, subnet(tokens()).logits)
-    else:  # one product of matrices in place of several
-        torch.testing.assert_close(logits, subnet(tokens()).logits, **close)
-    for cache in caches(name, model):
-        torch.testing.assert_close(decoded(model, tokens(), cache), logits, **close)
-    model.save_pretrained(tmp_path / "again")
-    assert (type(model).__name__ == "SubnetForCausalLM") == (folder / "modeling_subnet.py").exists()
-
-
-@pytest.mark.parametrize("name", NARROWABLE)
-@pytest.mark.parametrize("kind", ["uniform", "narrow", "all at once"])
-def test_a_narrower_stream_is_saved_like_a_wide_one(name: str, kind: str, tmp_path: Path) -> None:
-    subnet, folder = saved(name, kind, tmp_path / "checkpoint", hidden=20)
-    model = load(folder)
-    assert model.config.hidden_size == 20
-    logits = model(tokens()).logits
-    close = dict(rtol=1e-4, atol=2e-5 * float(logits.abs().max()))
-    if not rebuilt(subnet):
-        assert torch.equal(logits, subnet(tokens()).logits)
-    else:  # one product of matrices in place of several
-        torch.testing.assert_close(logits, subnet(tokens()).logits, **close)
-    for cache in (DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=12)):
-        torch.testing.assert_close(decoded(model, tokens(), cache), logits, **close)
-    settings = dict(max_new_tokens=6, do_sample=False, eos_token_id=None)
-    cached, uncached = (model.generate(tokens(), use_cache=use, **settings) for use in (True, False))
-    assert torch.equal(cached, uncached)
-    # Helium's own output matrix is always square.
-    plain = kind == "uniform" and name != "helium"
-    assert model.config.model_type == (name.split("-")[0] if plain else f"secateur_{name.split('-')[0]}")
 
 
 def test_a_rotated_stream_is_saved_like_any_other(tmp_path: Path) -> None:
@@ -182,6 +109,11 @@ def test_what_one_width_describes_is_a_plain_checkpoint(name: str) -> None:
         else:
             expected = kind in PLAIN
         assert needs_code(subnet, parent.config, shape, architecture) == (not expected), kind
+    if name in NARROWABLE:
+        architecture = replace(architecture_of_cut("uniform", shape), hidden=20)
+        subnet = cut(parent, shape, architecture)
+        # Helium's own output matrix is always square.
+        assert needs_code(subnet, parent.config, shape, architecture) == (name == "helium")
 
 
 HEADS = {
@@ -225,30 +157,6 @@ def test_dtype_and_tie_are_kept(name: str, dtype: torch.dtype, tmp_path: Path) -
         tied = name == "llama-biased"
         assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
         assert ("lm_head.weight" in load_file(folder / "model.safetensors")) == (not tied)
-
-
-@every_parent
-@pytest.mark.parametrize("kind", ["uniform", "all at once"])
-def test_saving_what_was_loaded_changes_nothing(name: str, kind: str, tmp_path: Path) -> None:
-    folder = saved(name, kind, tmp_path / "first")[1]
-    load(folder).save_pretrained(tmp_path / "second")
-    files = {path.name for path in (tmp_path / "second").iterdir()} - {"__pycache__"}
-    assert files == {path.name for path in folder.iterdir()} - {"architecture.json"}
-    for file in files:
-        if file != "generation_config.json":
-            assert (folder / file).read_bytes() == (tmp_path / "second" / file).read_bytes(), file
-    again = load(tmp_path / "second")
-    assert torch.equal(again(tokens()).logits, load(folder)(tokens()).logits)
-
-
-@every_parent
-@pytest.mark.parametrize("kind", ["only skips", "narrow"])
-def test_without_its_code_it_does_not_load(name: str, kind: str, tmp_path: Path) -> None:
-    subnet, folder = saved(name, kind, tmp_path / "checkpoint")
-    with pytest.raises(ValueError, match="trust_remote_code=True"):
-        AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
-    with pytest.raises(Exception, match="per-layer attribute|by zero"):
-        type(subnet).from_pretrained(folder)
 
 
 def test_a_loaded_subnet_can_change_its_attention_and_be_trained(tmp_path: Path) -> None:

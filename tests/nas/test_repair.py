@@ -12,25 +12,24 @@ from data.errors import InputError
 from nas.architecture import Architecture, Block
 from nas.calibration import Statistics, calibrate
 from nas.families import layers_of, shape_of
+from nas.laws.case import whole_bank
+from nas.laws.streams import behind_last
 from nas.linear import damped, prefix_solutions, ridge, strength
 from nas.ranking import permute
 from nas.repair.bank import Bank, attention_key, mlp_key, queries_key, repair_block
 from nas.repair.sequential import repair_front_to_back
-from nas.repair.stream import Stream, attention_part, input_of, mlp_part
+from nas.repair.stream import Stream, input_of
 from nas.shape import Shape
-from nas.subnet import cut, kept_query_rows
+from nas.subnet import cut
 from tests.nas.tiny_models import (
     CUTS,
-    DENSE,
-    PARENTS,
     architecture_of_cut,
+    case_of,
     permuted_parent,
     random_ranking,
     tiny_parent,
     tokens,
 )
-
-every_parent = pytest.mark.parametrize("name", PARENTS)
 
 
 @pytest.fixture(autouse=True)
@@ -43,26 +42,11 @@ def random(*size: int, seed: int = 0) -> Tensor:
     return torch.randn(*size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def error_of(weight: Tensor, gram: Tensor, other: Tensor, columns: Tensor | None = None) -> float:
-    """Mean squared difference of the outputs of `weight` and of `other` on some of its columns."""
+def error_of(weight: Tensor, gram: Tensor, other: Tensor) -> float:
+    """Mean squared difference of the outputs of `weight` and of `other` on its first columns."""
     lost = weight.double().clone()
-    lost[:, torch.arange(other.shape[1]) if columns is None else columns] -= other.double()
+    lost[:, : other.shape[1]] -= other.double()
     return float((lost @ gram * lost).sum())
-
-
-def whole_bank(parent: PreTrainedModel, shape: Shape, statistics: Statistics) -> Bank:
-    """Every entry that a cut of a tiny parent can ask for."""
-    matrices: dict[str, Tensor] = {}
-    errors: dict[str, float] = {}
-    for block in range(shape.blocks):
-        heads = {
-            queries: tuple(range(1, shape.kv_groups + 1)) for queries in range(1, shape.queries_per_group + 1)
-        }
-        widths = tuple(range(1, shape.ffn + 1))
-        part = repair_block(parent, shape, statistics, block, heads, widths)
-        matrices |= part.matrices
-        errors |= part.errors
-    return Bank(matrices, errors)
 
 
 def prepared(name: str, **settings: object) -> tuple[PreTrainedModel, Shape, Statistics, Bank]:
@@ -123,28 +107,6 @@ def test_keeping_everything_is_the_weight_itself_bit_for_bit(dtype: torch.dtype)
     assert torch.equal(cut(parent, shape, shape.parent, bank)(tokens()).logits, parent(tokens()).logits)
 
 
-@pytest.mark.parametrize("name", DENSE)
-def test_one_pass_repair_never_raises_the_error_that_it_minimises(name: str) -> None:
-    parent, shape, statistics, bank = prepared(name)
-    for index, layer in enumerate(layers_of(parent)):
-        out, gram = layer.o_proj.weight, statistics.attention_gram[index]
-        for groups in range(1, shape.kv_groups + 1):
-            for queries in range(1, shape.queries_per_group + 1):
-                kept = kept_query_rows(shape, Block(index, groups, queries, 0), out.device)
-                repaired = bank.attention(index, groups, queries)
-                assert error_of(out, gram, repaired, kept) <= error_of(out, gram, out[:, kept], kept) + 1e-9
-                measured = error_of(out, damped(gram), repaired, kept) / error_of(
-                    out, damped(gram), out[:, :0]
-                )
-                assert bank.errors[attention_key(index, groups, queries)] == pytest.approx(measured, abs=1e-5)
-        down, gram = layer.down_proj.weight, statistics.ffn_gram[index]
-        for width in range(1, shape.ffn + 1):
-            repaired = bank.mlp(index, width)
-            assert error_of(down, gram, repaired) <= error_of(down, gram, down[:, :width]) + 1e-9
-            relative = error_of(down, damped(gram), repaired) / error_of(down, damped(gram), down[:, :0])
-            assert bank.errors[mlp_key(index, width)] == pytest.approx(relative, abs=1e-5)
-
-
 def test_a_bank_entry_depends_on_its_own_choice_alone() -> None:
     parent, shape, statistics, bank = prepared("llama-biased")
     alone = repair_block(parent, shape, statistics, 1, {1: (2,)}, (7,))
@@ -159,50 +121,10 @@ def test_a_bank_entry_depends_on_its_own_choice_alone() -> None:
     assert alone.errors == {key: bank.errors[key] for key in alone.errors}
 
 
-@every_parent
-@pytest.mark.parametrize("kind", CUTS)
-def test_a_cut_with_a_bank_copies_nothing(name: str, kind: str) -> None:
-    parent, shape, bank = shared_bank(name)
-    subnet = cut(parent, shape, architecture_of_cut(kind, shape), bank)
-    there = {weight.untyped_storage().data_ptr() for weight in parent.parameters()}
-    there |= {matrix.untyped_storage().data_ptr() for matrix in bank.matrices.values()}
-    for key, weight in subnet.named_parameters():
-        assert weight.untyped_storage().data_ptr() in there, key
-    for block, layer in zip(architecture_of_cut(kind, shape).blocks, layers_of(subnet), strict=True):
-        if block.kv_groups:
-            entry = bank.attention(block.source, block.kv_groups, block.queries_per_group)
-            assert layer.o_proj.weight.data_ptr() == entry.data_ptr()
-        if block.ffn and not layer.layout.experts:
-            assert layer.down_proj.weight.data_ptr() == bank.mlp(block.source, block.ffn).data_ptr()
-
-
-_BANKS: dict[str, Bank] = {}
-
-
 def shared_bank(name: str) -> tuple[PreTrainedModel, Shape, Bank]:
     """A permuted parent and its bank, made once."""
-    parent, shape = permuted_parent(name)
-    if name not in _BANKS:
-        _BANKS[name] = whole_bank(parent, shape, calibrate(parent, tokens(batch=24)))
-    return parent, shape, _BANKS[name]
-
-
-@every_parent
-def test_the_parts_of_a_block_replay_its_forward(name: str) -> None:
-    parent, shape = permuted_parent(name)
-    windows = tokens(batch=5)
-    stream = Stream(parent, windows, batch_size=2)
-    assert torch.equal(torch.cat(stream.before(0)), entry_of(parent, windows))
-    for index, layer in enumerate(layers_of(parent)):
-        arguments = stream.arguments[index]
-        before = stream.before(index)
-        middle = [attention_part(layer, h, arguments) for h in before]
-        replayed = torch.cat([mlp_part(layer, h, b) for h, b in zip(middle, before, strict=True)])
-        entry = input_of(layer.module, lambda ids: parent.base_model(ids, use_cache=False), windows)
-        torch.testing.assert_close(torch.cat(before), entry, rtol=1e-5, atol=1e-5)
-        assert torch.equal(torch.cat(middle), torch.cat(stream.middle(index)))
-        assert torch.equal(replayed, torch.cat(stream.before(index + 1)))
-    torch.testing.assert_close(torch.cat(stream.before(shape.blocks)), behind(parent, windows))
+    case = case_of(name)
+    return case.permuted, case.shape, case.bank
 
 
 def test_a_stream_without_room_to_keep_its_states_computes_them_again() -> None:
@@ -215,22 +137,6 @@ def test_a_stream_without_room_to_keep_its_states_computes_them_again() -> None:
     assert len(narrow._states) <= 2
 
 
-def entry_of(model: PreTrainedModel, windows: Tensor) -> Tensor:
-    """The stream in front of the first block."""
-    return input_of(layers_of(model)[0].module, lambda ids: model.base_model(ids, use_cache=False), windows)
-
-
-def behind(model: PreTrainedModel, windows: Tensor) -> Tensor:
-    """The stream behind the last block."""
-    caught: list[Tensor] = []
-    hook = layers_of(model)[-1].module.register_forward_hook(
-        lambda _, args, output: caught.append(output[0] if isinstance(output, tuple) else output)
-    )
-    model.base_model(windows, use_cache=False)
-    hook.remove()
-    return caught[0]
-
-
 def test_the_input_of_a_module_is_found_without_running_it() -> None:
     parent, _ = permuted_parent("llama")
     mlp = layers_of(parent)[0].mlp
@@ -241,17 +147,7 @@ def test_the_input_of_a_module_is_found_without_running_it() -> None:
     assert not mlp.down_proj._forward_pre_hooks
 
 
-@every_parent
-def test_repairing_what_keeps_everything_changes_nothing_but_rounding(name: str) -> None:
-    parent, shape, bank = shared_bank(name)
-    repaired = repair_front_to_back(parent, shape, shape.parent, bank, Stream(parent, tokens(batch=24)))
-    logits = parent(tokens(seed=3)).logits
-    torch.testing.assert_close(
-        repaired(tokens(seed=3)).logits, logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max())
-    )
-
-
-@every_parent
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
 def test_repair_changes_neither_the_parent_nor_the_bank(name: str) -> None:
     parent, shape, bank = shared_bank(name)
     before = {key: value.clone() for key, value in [*parent.state_dict().items(), *bank.matrices.items()]}
@@ -289,17 +185,15 @@ def random_architecture(shape: Shape, seed: int) -> Architecture:
             return Architecture(shape.hidden, tuple(blocks))
 
 
-@pytest.mark.parametrize(
-    "name", ["llama", "llama-biased", "qwen3", "granite", "smollm3", "gpt2", "phi", "phi3", "falcon", "bloom"]
-)
+@pytest.mark.parametrize("name", ["llama-biased", "granite", "gpt2", "phi", "falcon"])
 def test_front_to_back_repair_ends_nearer_to_the_dense_stream_than_one_pass(name: str) -> None:
     parent, shape, _, bank = prepared(name)
     windows = tokens(batch=24)
-    dense, stream = behind(parent, windows), Stream(parent, windows)
+    dense, stream = behind_last(parent, windows), Stream(parent, windows)
     cuts = [architecture_of_cut(kind, shape) for kind in CUTS]
     for architecture in [*cuts, *(random_architecture(shape, seed) for seed in range(12))]:
-        once = behind(cut(parent, shape, architecture, bank), windows)
-        twice = behind(repair_front_to_back(parent, shape, architecture, bank, stream), windows)
+        once = behind_last(cut(parent, shape, architecture, bank), windows)
+        twice = behind_last(repair_front_to_back(parent, shape, architecture, bank, stream), windows)
         assert (twice - dense).square().mean() <= (once - dense).square().mean(), architecture
 
 
@@ -309,12 +203,12 @@ def test_the_last_output_matrix_is_the_best_there_is(name: str) -> None:
     windows = tokens(batch=24)
     architecture = architecture_of_cut("narrow", shape)
     repaired = repair_front_to_back(parent, shape, architecture, bank, Stream(parent, windows))
-    dense, last = behind(parent, windows), layers_of(repaired)[-1].down_proj
-    best = (behind(repaired, windows) - dense).square().mean()
+    dense, last = behind_last(parent, windows), layers_of(repaired)[-1].down_proj
+    best = (behind_last(repaired, windows) - dense).square().mean()
     found = last.weight.clone()
     for other in (bank.mlp(2, 7), found * 0.9, found + 0.05 * torch.randn_like(found)):
         last.weight.data = other
-        assert (behind(repaired, windows) - dense).square().mean() > best
+        assert (behind_last(repaired, windows) - dense).square().mean() > best
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2"])

@@ -17,13 +17,15 @@ from nas.architecture import Architecture, Block
 from nas.cost import CostModel
 from nas.export import save_checkpoint
 from nas.families import Layer, family_of, layers_of, shape_of
+from nas.laws.case import decoded
+from nas.laws.cutting import counted
+from nas.laws.masked import zeroed
+from nas.laws.saving import load
 from nas.modeling_subnet import narrow
 from nas.rotary import rotary_scores
 from nas.shape import Shape, head_widths_of, widths_of
 from nas.subnet import cut
-from tests.nas.test_cost import counted
-from tests.nas.test_cut import cached_logits, same, zeroed
-from tests.nas.test_export import decoded, load, logits_elsewhere
+from tests.nas.test_export import logits_elsewhere
 from tests.nas.tiny_models import (
     CUTS,
     PARENTS,
@@ -31,6 +33,7 @@ from tests.nas.tiny_models import (
     architecture_of_cut,
     config_of,
     permuted_parent,
+    same,
     tiny_parent,
     tokens,
 )
@@ -136,7 +139,7 @@ def test_a_cache_does_not_change_narrow_heads(name: str, kind: str) -> None:
     parent, shape = permuted_parent(name)
     subnet = cut(parent, shape, narrower(kind, shape, 4), rotary=random_orders(shape))
     logits = subnet(tokens()).logits
-    same(cached_logits(subnet, tokens(), DynamicCache(config=subnet.config)), logits)
+    same(decoded(subnet, tokens(), DynamicCache(config=subnet.config)), logits)
     settings = dict(max_new_tokens=4, do_sample=False, eos_token_id=None)
     cached, uncached = (subnet.generate(tokens(), use_cache=use, **settings) for use in (True, False))
     assert torch.equal(cached, uncached)
@@ -166,7 +169,7 @@ def test_narrow_heads_can_change_their_attention_implementation(name: str) -> No
     out = subnet(tokens(), output_attentions=True)
     same(out.logits, before)
     assert len(out.attentions) == 3
-    same(cached_logits(subnet, tokens(), DynamicCache(config=subnet.config)), before)
+    same(decoded(subnet, tokens(), DynamicCache(config=subnet.config)), before)
 
 
 @every_parent

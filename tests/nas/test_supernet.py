@@ -24,8 +24,7 @@ from nas.supernet.grids import Grid
 from nas.supernet.ordering import STREAMS, order
 from nas.supernet.strategies import STRATEGIES, Pass, Sandwich
 from nas.supernet.training import TrainingRecipe, backward, train
-from tests.nas.test_cut import same
-from tests.nas.tiny_models import NARROWABLE, VOCAB, architecture_of_cut, tiny_parent, tokens
+from tests.nas.tiny_models import NARROWABLE, VOCAB, architecture_of_cut, same, tiny_parent, tokens
 
 every_parent = pytest.mark.parametrize("name", NARROWABLE)
 some_parents = pytest.mark.parametrize("name", ["llama", "llama-biased", "qwen3"])

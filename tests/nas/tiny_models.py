@@ -1,14 +1,17 @@
-"""Tiny random parents of every family, and architectures that cut them in every way there is."""
+"""Tiny random parents of every family and variant; how they are made and cut is `nas.laws`'."""
 
 import functools
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from nas.architecture import Architecture, Block
-from nas.families import family_of, layout_of, plain, shape_of
-from nas.ranking import Ranking, permute
+from nas.families import family_of, layout_of, plain
+from nas.laws.case import Case, check_same
+from nas.laws.cuts import CUTS, architecture_of_cut
+from nas.laws.tiny import random_model, random_ranking, random_tokens
 from nas.shape import Shape
+
+__all__ = ["CUTS", "architecture_of_cut", "random_ranking"]
 
 BLOCKS, GROUPS, QUERIES, FFN, VOCAB = 3, 2, 2, 24, 61
 
@@ -97,84 +100,27 @@ def tiny_parent(
     name: str, seed: int = 0, dtype: torch.dtype = torch.float32, **settings: object
 ) -> PreTrainedModel:
     """A parent of `PARENTS` with all weights, norms and biases random, so large that every unit matters."""
-    model = AutoModelForCausalLM.from_config(config_of(name, **settings), dtype=dtype).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for key, weight in model.named_parameters():
-            noise = torch.randn(weight.shape, generator=generator)
-            if weight.dim() > 1:
-                weight.copy_(noise * (0.5 if "embed" in key else 1.5 / weight.shape[-1] ** 0.5))
-            elif key.endswith("bias"):
-                weight.copy_(noise * 0.5)
-            else:
-                weight.add_(noise * 0.3)  # norms: about 1, or about 0 where the family adds the 1 itself
-    return plain(model)
+    return plain(random_model(config_of(name, **settings), seed, dtype))
 
 
 @functools.cache
+def case_of(name: str) -> Case:
+    """What the laws are held against, of a parent of `PARENTS`; shared, so leave it as it is."""
+    return Case(config_of(name))
+
+
 def permuted_parent(name: str) -> tuple[PreTrainedModel, Shape]:
     """A tiny parent in the order of a random ranking, and its shape; shared, so leave it as it is."""
-    parent = tiny_parent(name)
-    shape = shape_of(parent)
-    return permute(parent, shape, random_ranking(shape)), shape
+    case = case_of(name)
+    with torch.no_grad():
+        return case.permuted, case.shape
 
 
-def random_ranking(shape: Shape, seed: int = 0) -> Ranking:
-    """Orders drawn at random."""
-    draw = torch.Generator().manual_seed(seed)
-
-    def order(n: int) -> torch.Tensor:
-        return torch.randperm(n, generator=draw)
-
-    return Ranking(
-        tuple(order(shape.kv_groups) for _ in range(shape.blocks)),
-        tuple(
-            torch.stack([order(shape.queries_per_group) for _ in range(shape.kv_groups)])
-            for _ in range(shape.blocks)
-        ),
-        tuple(order(shape.ffn) for _ in range(shape.blocks)),
-    )
+def same(left: torch.Tensor, right: torch.Tensor) -> None:
+    """Equal up to the rounding of another order of summation."""
+    check_same(left, right, "tensors")
 
 
 def tokens(length: int = 12, batch: int = 2, seed: int = 0) -> torch.Tensor:
     """Random token ids, (batch, length)."""
-    return torch.randint(3, VOCAB, (batch, length), generator=torch.Generator().manual_seed(seed))
-
-
-CUTS = (
-    "narrow",
-    "uniform",
-    "shallow",
-    "one block",
-    "no first attention",
-    "other kind first",
-    "no middle attention",
-    "no mlp",
-    "only skips",
-    "all at once",
-)
-
-
-def architecture_of_cut(cut: str, shape: Shape) -> Architecture:
-    """One of the things (`CUTS`) that a cut can do to a parent of three blocks."""
-    g, q, f = shape.kv_groups, shape.queries_per_group, shape.ffn
-    one, few = max(1, g // 2), max(1, q - 1)
-    if shape.whole_attention:
-        one, few = g, q
-    less, some, odd, little = (f - 8, 16, 7, 8) if not shape.experts_per_token else (f - 2, 3, 2, 3)
-
-    def of(*blocks: tuple[int, int, int, int]) -> Architecture:
-        return Architecture(shape.hidden, tuple(Block(*block) for block in blocks))
-
-    return {
-        "narrow": of((0, one, q, less), (1, g, few, f), (2, g, q, odd)),
-        "uniform": of((0, one, q, some), (1, one, q, some), (2, one, q, some)),
-        "shallow": of((1, g, q, f), (2, g, q, f)),
-        "one block": of((1, g, few, little)),
-        "no first attention": of((0, 0, 0, f), (1, g, q, f), (2, one, q, f)),
-        "other kind first": of((0, 0, 0, f), (1, g, few, f)),
-        "no middle attention": of((0, g, q, f), (1, 0, 0, little), (2, g, q, f)),
-        "no mlp": of((0, g, q, 0), (1, g, q, f), (2, g, few, 0)),
-        "only skips": of((0, 0, 0, f), (1, g, q, 0), (2, g, q, f)),
-        "all at once": of((0, 0, 0, odd + 2), (2, one, few, 0)),
-    }[cut]
+    return random_tokens(VOCAB, length, batch, seed)
