@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from data.corpus import ALL, TEXTS, load_text
 from data.errors import InputError
@@ -37,6 +37,7 @@ from nas.parent import (
     check_seq_len,
     choose_device,
     choose_dtype,
+    load_checkpoint,
     load_parent,
     place_of,
     reason_of,
@@ -138,8 +139,9 @@ def load(name: str, trust: bool) -> PreTrainedModel:
     try:
         brings_code = "auto_map" in PreTrainedConfig.get_config_dict(place)[0]
         if not brings_code or trust:
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(place, trust_remote_code=trust)
-            return model.eval()
+            return load_checkpoint(place, trust=trust)
+    except InputError:
+        raise
     except Exception as error:  # whatever a broken folder or a missing network makes the library raise
         raise InputError(
             f"the model {name} cannot be loaded ({reason_of(error)}); check the folder or the id"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from data.errors import InputError
 from nas.calibration import GramSum
 from nas.families import MLP, layers_of
 from nas.shape import Shape
@@ -68,7 +69,12 @@ def _see_channels(mean: _Mean, magnitude: _Mean, states: Tensor) -> None:
 def measure_activity(
     parent: PreTrainedModel, shape: Shape, windows: Tensor, *, batch_size: int = 8
 ) -> tuple[BlockActivity, ...]:
-    """Run the parent over `windows` (n, seq_len), once."""
+    """Run the parent over `windows` (n, seq_len), once; `InputError` for a mixture of experts."""
+    if shape.experts_per_token:
+        raise InputError(
+            f"{shape.family} has {shape.ffn} experts in place of FFN channels, whose activity is not "
+            "measured; choose another criterion or system"
+        )
     layers = layers_of(parent)
     grams = [(GramSum(), GramSum()) for _ in layers]
     means = [(_Mean(), _Mean(), _Mean(), _Mean()) for _ in layers]

@@ -44,7 +44,7 @@ from transformers.utils import logging
 from data.errors import InputError
 from nas import modeling_subnet
 from nas.architecture import Architecture
-from nas.families import ATTENTION, MLP, blocks_of, family_of, layers_of, native_state
+from nas.families import ATTENTION, MLP, blocks_of, family_of, layers_of, native_state, write_native
 from nas.ranking import reorder_heads
 from nas.shape import Shape, check_fits
 from nas.subnet import depth_settings, width_settings
@@ -114,7 +114,7 @@ def save_again(subnet: PreTrainedModel, like: Path, folder: Path) -> Path:
     _check_replaceable(folder)
     stored = getattr(torch, json.loads((like / "config.json").read_text(encoding="utf-8"))["dtype"])
     with _quiet(), _whole_or_not_at_all(folder) as partial:
-        subnet.to(stored).save_pretrained(partial, state_dict=native_state(subnet))
+        write_native(subnet.to(stored), partial)
         for path in like.iterdir():
             is_weights = path.name.endswith((".safetensors", ".index.json"))
             if path.is_file() and not is_weights and path.suffix != ".md":
@@ -210,10 +210,7 @@ def _plain_configs(
     if not (architecture.is_uniform and block.kv_groups and block.ffn and block.head_width is None):
         return []
     widths = {"num_attention_heads": block.heads, "num_key_value_heads": block.kv_groups}
-    if shape.experts_per_token:
-        widths["num_experts"] = block.ffn
-    else:
-        widths[family_of(parent_config).ffn_setting] = block.ffn
+    widths[family_of(parent_config).layout.width] = block.ffn
     settings = _settings(parent_config, shape, architecture) | _by_own_names(parent_config, widths)
     ways: list[tuple[type[PreTrainedModel], PreTrainedConfig]] = []
     with suppress(StrictDataclassError):  # the heads do not divide the hidden width
@@ -241,7 +238,7 @@ def _own_config(
         widths = {
             "num_attention_heads": block.heads,
             "num_key_value_heads": block.kv_groups,
-            "intermediate_size": block.ffn,
+            family_of(parent_config).layout.width: block.ffn,
         }
         # By the family's own names its own classes refuse to read them as if they were global.
         per_layer[index] |= _by_own_names(parent_config, widths)

@@ -33,7 +33,8 @@ class Layout(NamedTuple):
     `grouped` qkv, KV group by KV group. `transposed` ones are Conv1D. A norm is "" where there is none.
     `slot` numbers the KV cache's layers; a `parallel` MLP reads the stream in front of the attention; with
     `heads_in_config` an attention asks the configuration for its heads when it runs; `experts` are a router
-    `mlp.gate` over `mlp.experts`; with `alibi` attentions get biases that hang on the heads' numbers.
+    `mlp.gate` over `mlp.experts`; with `alibi` attentions get biases that hang on the heads' numbers;
+    `width` is what the configuration calls the width of the MLP, or the number of experts.
     """
 
     layers: str = "model.layers"
@@ -57,6 +58,7 @@ class Layout(NamedTuple):
     heads_in_config: bool = False
     experts: bool = False
     alibi: bool = False
+    width: str = "intermediate_size"
 
     @property
     def attention_norms(self) -> tuple[str, ...]:
@@ -178,7 +180,7 @@ class AlibiAttention(nn.Module):
         **kwargs: Any,
     ) -> Any:
         """As the family's own, with the biases of its own heads."""
-        if alibi is not None:  # (batch * parent's heads, 1, length), or falcon's with two dimensions
+        if alibi is not None:  # (batch * parent's heads, 1, length); falcon's has both apart
             each = alibi if alibi.dim() == 4 else alibi.view(-1, self.parent_heads, *alibi.shape[1:])
             each = each[:, self.heads]
             alibi = each if alibi.dim() == 4 else each.flatten(0, 1)
@@ -348,7 +350,7 @@ def build_attention(block: nn.Module, own: SubnetConfig, slot: int) -> None:
 
 def build_mlp(block: nn.Module, own: SubnetConfig) -> None:
     """Change the MLP of a block as its family builds it to the widths in `own`."""
-    width = own.intermediate_size
+    width = getattr(own, LAYOUT.width)
     if LAYOUT.experts:
         keep_experts(block.get_submodule(LAYOUT.mlp), width)
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 import numpy as np
+from torch import Tensor
 
 from data.errors import InputError
 from nas.cost import Budget
@@ -28,16 +29,15 @@ def same_share(budget: Budget, protected: Collection[int] = ()) -> Widths:
         return rows
 
     fitting = []
-    for groups in range(1, shape.kv_groups + 1):
-        if shape.whole_attention and groups < shape.kv_groups:
-            continue
-        choices = range(max(1, shape.experts_per_token), shape.ffn + 1)
+    least = shape.kv_groups if shape.whole_attention else 1
+    choices = range(max(1, shape.experts_per_token), shape.ffn + 1)
+    for groups in range(least, shape.kv_groups + 1):
         fit = int(budget.allows(np.stack([widths(groups, channels) for channels in choices])).sum())
         if fit and free:  # costs rise with every channel
             channels = choices[fit - 1]
             fitting.append((abs(groups / shape.kv_groups - channels / shape.ffn), groups, channels))
     if not fitting:
-        load = float(budget.load(widths(1, 1)[None])[0])
+        load = float(budget.load(widths(least, choices[0])[None])[0])
         raise InputError(
             f"with {len(set(protected))} blocks protected the smallest even cut costs {load:.2f} times the "
             "budget; relax the budget or protect fewer blocks"
@@ -52,14 +52,15 @@ def global_threshold(scores: Sequence[UnitScores], budget: Budget, protected: Co
 
     For scores that compare blocks, and groups with channels. The `protected` blocks stay whole. A block may
     lose a module or all of itself; the best group is kept in any case, as a model needs attention somewhere.
-    Queries are not pruned. Raises `InputError` if the budget cannot be met so.
+    Queries are not pruned; an attention that is whole or nothing counts as one unit, and experts fewer than a
+    token visits as none. Raises `InputError` if the budget cannot be met so.
     """
     shape = budget.cost.shape
     units = [
         (float(score), block, kind)
         for block, of_block in enumerate(scores)
         if block not in set(protected)
-        for kind, values in ((0, of_block.groups), (2, of_block.channels))
+        for kind, values in ((0, _groups(of_block, shape)), (2, of_block.channels))
         for score in values.tolist()
     ]
     units.sort(key=lambda unit: -unit[0])  # stable: equal scores keep the order of blocks
@@ -71,7 +72,8 @@ def global_threshold(scores: Sequence[UnitScores], budget: Budget, protected: Co
         rows = np.zeros((shape.blocks, 3), dtype=np.int64)
         rows[list(protected)] = shape.kv_groups, shape.queries_per_group, shape.ffn
         for _, block, kind in units[:count]:
-            rows[block, kind] += 1
+            rows[block, kind] += shape.kv_groups if shape.whole_attention and kind == 0 else 1
+        rows[rows[:, 2] < shape.experts_per_token, 2] = 0
         rows[:, 1] = np.where(rows[:, 0] > 0, shape.queries_per_group, 0)
         return rows
 
@@ -87,6 +89,11 @@ def global_threshold(scores: Sequence[UnitScores], budget: Budget, protected: Co
             "the budget; relax the budget or protect fewer blocks"
         )
     return result
+
+
+def _groups(scores: UnitScores, shape: Shape) -> Tensor:
+    """Scores of what an attention is kept by, (G,) or (1,)."""
+    return scores.groups.sum(0, keepdim=True) if shape.whole_attention else scores.groups
 
 
 def ends(shape: Shape, first: int, last: int) -> tuple[int, ...]:

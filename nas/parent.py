@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -122,13 +122,30 @@ def load_parent(
                 location, revision=revision, dtype=dtype, output_loading_info=True, trust_remote_code=False
             )
             tokenizer = AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=False)
-    missing = sorted(loading["missing_keys"])
-    if missing:
-        raise InputError(f"the checkpoint {name} lacks {len(missing)} weights, {missing[0]} among them")
+    check_complete(name, loading["missing_keys"])
     broken = [key for key, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())]
     if broken:
         raise InputError(f"{len(broken)} weights of {name} hold NaN or infinity, {broken[0]} among them")
     return plain(model.eval().requires_grad_(False)).to(device), tokenizer
+
+
+def load_checkpoint(
+    name: str | Path, *, trust: bool = False, dtype: torch.dtype | None = None
+) -> PreTrainedModel:
+    """A model to be measured, in evaluation mode, of whatever family; with the code that its checkpoint
+    carries only where that is to be trusted. `InputError` if it lacks weights."""
+    given = {} if dtype is None else {"dtype": dtype}
+    model, loading = AutoModelForCausalLM.from_pretrained(
+        name, trust_remote_code=trust, output_loading_info=True, **given
+    )
+    check_complete(str(name), loading["missing_keys"])
+    return model.eval()
+
+
+def check_complete(name: str, missing: Collection[str]) -> None:
+    """Raise `InputError` for weights that a checkpoint lacks, which transformers fills in at random."""
+    if missing:
+        raise InputError(f"the checkpoint {name} lacks {len(missing)} weights, {min(missing)} among them")
 
 
 def check_seq_len(parent: PreTrainedModel, seq_len: int) -> None:

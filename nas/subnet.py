@@ -133,6 +133,8 @@ def depth_settings(config: PreTrainedConfig, architecture: Architecture) -> dict
         values = getattr(config, name, None)
         if values is not None:
             settings[name] = [values[block.source] for block in architecture.blocks]
+    if hasattr(config, "output_router_logits"):
+        settings["output_router_logits"] = False  # their loss counts on as many experts in every block
     if "attention_layers" in settings:  # gpt_neo's, which it works out from this
         settings["attention_types"] = [[[kind], 1] for kind in settings["attention_layers"]]
     kinds = settings.get("layer_types")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 
-from transformers import AutoModelForCausalLM
-
 from experiments import compress
 from experiments.published.case import Case, Common
 from experiments.published.outcome import Outcome
 from nas.architecture import Architecture
+from nas.families import plain
+from nas.parent import load_checkpoint
 
 
 def prune(case: Case, keep: float, settings: Common) -> Outcome:
@@ -25,11 +25,9 @@ def prune(case: Case, keep: float, settings: Common) -> Outcome:
         )
     )  # fmt: skip
     report = json.loads((out / compress.REPORT).read_text())
-    model = AutoModelForCausalLM.from_pretrained(
-        out / "checkpoint", trust_remote_code=True, dtype=case.parent.dtype
-    )
+    model = load_checkpoint(out / "checkpoint", trust=True, dtype=case.parent.dtype)
     return Outcome(
-        model.eval().to(case.parent.device),
+        plain(model).to(case.parent.device),
         Architecture.from_json(json.dumps(report["subnet"]["architecture"])),
         ["the main job with its defaults"],
         {"evaluations": report["subnet"]["evaluations"], "stages": report["stages"]},

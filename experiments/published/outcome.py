@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from data.errors import InputError
 from experiments.published.card import card
@@ -21,7 +21,7 @@ from experiments.stages import say
 from nas.architecture import Architecture
 from nas.export import save_again, save_checkpoint
 from nas.families import blocks_of, count, plain
-from nas.parent import stored_dtype
+from nas.parent import load_checkpoint, stored_dtype
 from nas.recovery import Recipe
 from nas.recovery.teacher import LiveTeacher
 from nas.recovery.training import recover
@@ -181,10 +181,8 @@ def _scored(case: Case, made: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _load(case: Case, checkpoint: str) -> PreTrainedModel:
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        checkpoint, trust_remote_code=True, dtype=case.parent.dtype
-    )
-    return plain(model.to(case.parent.device).eval().requires_grad_(False))
+    model = load_checkpoint(checkpoint, trust=True, dtype=case.parent.dtype)
+    return plain(model.to(case.parent.device).requires_grad_(False))
 
 
 def _asked(case: Case, settings: Common, keep: float) -> dict[str, Any]:

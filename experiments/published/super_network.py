@@ -13,9 +13,11 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+import torch
+from safetensors.torch import load_model, save_model
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from data.corpus import load_corpus
 from data.windows import draw, encode, spread, windows
@@ -26,7 +28,7 @@ from nas.architecture import Architecture
 from nas.block_importance import BLOCK_CRITERIA
 from nas.cost import CostModel
 from nas.evaluate import evaluate
-from nas.families import shape_of
+from nas.families import plain, shape_of
 from nas.importance import CRITERIA
 from nas.report import write_json
 from nas.shape import Shape
@@ -37,9 +39,11 @@ from nas.supernet.space import UniformSpace, uniform_space
 from nas.supernet.strategies import STRATEGIES, Sandwich
 from nas.supernet.training import TrainingRecipe, train
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever a super-network is made differently from the same settings."""
 RECORD, MODEL, STATE = "supernet.json", "model", "training.pt"
+WEIGHTS = "plain.safetensors"
+"""In the folder `MODEL`, beside the configuration."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,7 @@ def super_network(case: Case, settings: Making) -> SuperNetwork:
     record = _record(folder / RECORD)
     if record is not None:
         say(f"super-network {digest} from {case.settings.cache}")
-        model = AutoModelForCausalLM.from_pretrained(folder / MODEL, dtype=case.parent.dtype)
-        model = model.to(case.parent.device).eval().requires_grad_(False)
+        model = _read(folder / MODEL, case.parent)
         shape = shape_of(model)
         space = space_of(shape, record["blocks"], settings)
         grid = Grid(tuple(map(Architecture.from_json, record["grid"])), tuple(record["unreached"]))
@@ -138,10 +141,25 @@ def super_network(case: Case, settings: Making) -> SuperNetwork:
             "history": [list(each) for each in trained.history],
         },
     }  # fmt: skip
-    trained.model.save_pretrained(folder / MODEL)
+    _write(trained.model, folder / MODEL)
     write_json(record, folder / RECORD)  # last: its presence says that all is there
     (folder / STATE).unlink(missing_ok=True)
     return SuperNetwork(trained.model, shape, cost, space, grid, folder, record)
+
+
+def _write(model: PreTrainedModel, folder: Path) -> None:
+    """As it is in memory: heads of some families have numbers, and projections are apart."""
+    model.config.save_pretrained(folder)
+    save_model(model, str(folder / WEIGHTS))
+
+
+def _read(folder: Path, parent: PreTrainedModel) -> PreTrainedModel:
+    """What `_write` wrote, in the dtype and on the device of the parent."""
+    config = AutoConfig.from_pretrained(folder)
+    with torch.random.fork_rng():  # its first values, which are replaced, are drawn
+        model = plain(AutoModelForCausalLM.from_config(config, dtype=parent.dtype))
+    load_model(model, folder / WEIGHTS)
+    return model.to(parent.device).eval().requires_grad_(False)
 
 
 def space_of(shape: Shape, blocks: list[int] | tuple[int, ...], settings: Making) -> UniformSpace:

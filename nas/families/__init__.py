@@ -2,7 +2,7 @@
 
 from nas.families.family import Family
 from nas.families.layer import ATTENTION, MLP, OUTPUTS, Layer, blocks_of, layers_of
-from nas.families.plain import native_state, plain
+from nas.families.plain import native_state, plain, write_native
 from nas.families.shapes import count, shape_of, width_of
 from nas.families.table import FAMILIES, REFUSED, family_named, family_of, layout_of
 from nas.families.unknown import check_supported
@@ -26,4 +26,5 @@ __all__ = [
     "plain",
     "shape_of",
     "width_of",
+    "write_native",
 ]

@@ -16,8 +16,7 @@ class Family:
     they are `whole_attention`, which is then kept or skipped; channels inside heads where there are
     `narrow_heads`: where the attention is LLaMA's, as `nas.modeling_subnet` has it. The patterns of an
     attention that calls its function `by_interface`, transformers' own, can be asked for, which refitting
-    values needs. The KV cache holds a key for every query head where it `caches_queries`. `ffn_setting` is
-    what the configuration calls the width of the MLP.
+    values needs. The KV cache holds a key for every query head where it `caches_queries`.
     """
 
     layout: Layout = Layout()
@@ -26,7 +25,6 @@ class Family:
     narrow_heads: bool = False
     by_interface: bool = True
     caches_queries: bool = False
-    ffn_setting: str = "intermediate_size"
 
     def check_narrowable(self) -> None:
         """Raise `InputError` unless the hidden width can be cut."""

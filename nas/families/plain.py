@@ -7,13 +7,16 @@ did. Checkpoints are written with the family's own matrices again.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.pytorch_utils import Conv1D
 
 from nas.families.layer import Layer, layers_of
-from nas.families.table import layout_of
+from nas.families.table import PREFIX, layout_of
 from nas.modeling_subnet import AlibiAttention, head_dim_of, keep_biases
 
 
@@ -53,14 +56,14 @@ def plain(model: PreTrainedModel) -> PreTrainedModel:
     to rounding. A model that is so already stays as it is."""
     for layer in layers_of(model):
         lay, block = layer.layout, layer.module
-        has_attention = hasattr(_get(block, lay.attention), lay.output)
+        has_attention = hasattr(block.get_submodule(lay.attention), lay.output)
         if has_attention:
             _unfuse_attention(layer, model.config.num_attention_heads)
             _straighten(block, lay.within("attention", lay.output))
-        if lay.experts or not hasattr(_get(block, lay.mlp), lay.down.split(".")[-1]):
+        if lay.experts or not hasattr(block.get_submodule(lay.mlp), lay.down.split(".")[-1]):
             continue
         if lay.gate_up:
-            fused = _get(block, lay.within("mlp", lay.gate_up))
+            fused = block.get_submodule(lay.within("mlp", lay.gate_up))
             if isinstance(fused, nn.Linear):
                 parts = dict(zip(("gate_proj", "up_proj"), _split(fused, 2), strict=True))
                 block.set_submodule(lay.within("mlp", lay.gate_up), Fused(parts))
@@ -84,19 +87,24 @@ def native_state(model: PreTrainedModel) -> dict[str, Tensor]:
                 if whole is not None:
                     state[f"{path}.{part}"] = whole
     if layout.transposed:
-        for index in range(len(layers_of(model))):
+        for index, layer in enumerate(layers_of(model)):
             for place in (
                 layout.within("attention", layout.qkv), layout.within("attention", layout.output),
                 layout.within("mlp", layout.up), layout.within("mlp", layout.down),
             ):  # fmt: skip
                 key = f"{layout.layers}.{index}.{place}.weight"
-                if key in state:
+                if key in state and not isinstance(layer.module.get_submodule(place), Conv1D):
                     state[key] = state[key].T.contiguous()
     return state
 
 
-def _get(block: nn.Module, path: str) -> nn.Module:
-    return block.get_submodule(path)
+def write_native(model: PreTrainedModel, folder: Path) -> None:
+    """Write a model that `plain` took apart as transformers reads it, without the numbers of its heads unless
+    it was loaded with code that knows them (`nas.export`)."""
+    state = native_state(model)
+    if not str(model.config.model_type).startswith(PREFIX):
+        state = {name: tensor for name, tensor in state.items() if not name.endswith("attention.heads")}
+    model.save_pretrained(folder, state_dict=state)
 
 
 def _unfuse_attention(layer: Layer, heads: int) -> None:
@@ -135,14 +143,14 @@ def _split(fused: nn.Linear, parts: int) -> list[nn.Linear]:
 
 
 def _straighten(block: nn.Module, path: str) -> None:
-    block.set_submodule(path, _linear(_get(block, path)))
+    block.set_submodule(path, _linear(block.get_submodule(path)))
 
 
 def _linear(module: nn.Module) -> nn.Linear:
     """A Conv1D, or a linear map of a class that only computes it otherwise (falcon's), as a plain one."""
     if isinstance(module, Conv1D):
         return _of(module.weight.T.contiguous(), module.bias)
-    if type(module).__name__ == "FalconLinear":
+    if isinstance(module, FalconLinear):
         return _of(module.weight, module.bias)
     return module  # anything that is not linear is refused by `shape_of`
 

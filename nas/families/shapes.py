@@ -23,7 +23,8 @@ def _check(layer: Layer, index: int) -> None:
     """Raise `InputError` unless the block has what its family's layout says, and a cut can slice its
     projections; subclasses pack or wrap their weights."""
     names = [layer.path(name) for name in layer.names]
-    for path in (*names, *layer.layout.attention_norms, *layer.layout.mlp_norms):
+    experts = ("mlp.gate", "mlp.experts") if layer.layout.experts else ()
+    for path in (*names, *experts, *layer.layout.attention_norms, *layer.layout.mlp_norms):
         try:
             found = layer.module.get_submodule(path)
         except AttributeError as error:

@@ -48,8 +48,17 @@ def _gpt2(config: PreTrainedConfig) -> Family:
             "this gpt2 scales its attentions by the number of their block (scale_attn_by_inverse_layer_idx), "
             "which changes when blocks are dropped, so it is not supported"
         )
-    layout = Layout("transformer.h", "attn", qkv="c_attn", output="c_proj", transposed=True, **_LN, **_C_FC)
-    return Family(layout, _MEANS, ffn_setting="n_inner")
+    layout = Layout(
+        "transformer.h",
+        "attn",
+        qkv="c_attn",
+        output="c_proj",
+        transposed=True,
+        width="n_inner",
+        **_LN,
+        **_C_FC,
+    )
+    return Family(layout, _MEANS)
 
 
 def _gpt_neox(config: PreTrainedConfig) -> Family:
@@ -68,9 +77,9 @@ def _opt(config: PreTrainedConfig) -> Family:
         )
     layout = Layout(
         "model.decoder.layers", output="out_proj", mlp="", attention_pre="self_attn_layer_norm",
-        mlp_pre="final_layer_norm", **_FC,
+        mlp_pre="final_layer_norm", width="ffn_dim", **_FC,
     )  # fmt: skip
-    return Family(layout, _MEANS, ffn_setting="ffn_dim")
+    return Family(layout, _MEANS)
 
 
 def _bloom(config: PreTrainedConfig) -> Family:
@@ -78,6 +87,11 @@ def _bloom(config: PreTrainedConfig) -> Family:
         raise InputError(
             "this bloom adds to its normed stream (apply_residual_connection_post_layernorm), so a module "
             "cannot be skipped without the other, and it is not supported"
+        )
+    if config.slow_but_exact and config.pretraining_tp > 1:
+        raise InputError(
+            f"this bloom multiplies in {config.pretraining_tp} slices of the hidden width (slow_but_exact), "
+            "which a cut head would shift; set slow_but_exact to false in its config.json"
         )
     layout = Layout(
         "transformer.h", "self_attention", qkv="query_key_value", grouped=True, output="dense", alibi=True,
@@ -97,14 +111,13 @@ def _falcon(config: PreTrainedConfig) -> Family:
         norms = dict(mlp_pre="input_layernorm")
     layout = Layout(
         "transformer.h", "self_attention", qkv="query_key_value", grouped=True, output="dense",
-        alibi=bool(config.alibi), parallel=parallel, **norms, **_4H,
+        alibi=bool(config.alibi), parallel=parallel, width="ffn_hidden_size", **norms, **_4H,
     )  # fmt: skip
     return Family(
         layout,
         _MEANS,
         by_interface=False,
         caches_queries=bool(config.new_decoder_architecture),
-        ffn_setting="ffn_hidden_size",
     )
 
 
@@ -128,6 +141,15 @@ def _cohere(config: PreTrainedConfig) -> Family:
 def _phi3(config: PreTrainedConfig) -> Family:
     factors = (config.rope_parameters or {}).get("short_factor")
     return Family(Layout(qkv="qkv_proj", heads_in_config=True, **_FUSED_GATE), _FACTORS if factors else "")
+
+
+def _qwen3_moe(config: PreTrainedConfig) -> Family:
+    if config.mlp_only_layers or config.decoder_sparse_step != 1:
+        raise InputError(
+            f"this qwen3_moe has plain MLPs in some blocks (mlp_only_layers {config.mlp_only_layers}, "
+            f"decoder_sparse_step {config.decoder_sparse_step}), and the blocks of a parent must be alike"
+        )
+    return Family(Layout(experts=True, width="num_experts"))
 
 
 FAMILIES: dict[str, Family | Callable[[PreTrainedConfig], Family]] = {
@@ -172,19 +194,18 @@ FAMILIES: dict[str, Family | Callable[[PreTrainedConfig], Family]] = {
     "gptj": Family(
         Layout(
             "transformer.h", "attn", output="out_proj", parallel=True, attention_pre="ln_1", mlp_pre="ln_1",
-            gated=False, up="fc_in", down="fc_out", activation="act",
+            gated=False, up="fc_in", down="fc_out", activation="act", width="n_inner",
         ),
         _MEANS,
         by_interface=False,
-        ffn_setting="n_inner",
     ),
     "gpt_neox": _gpt_neox,
     "opt": _opt,
     "falcon": _falcon,
     "bloom": _bloom,
     # mixtures of experts
-    "mixtral": Family(Layout(experts=True)),
-    "qwen3_moe": Family(Layout(experts=True)),
+    "mixtral": Family(Layout(experts=True, width="num_experts")),
+    "qwen3_moe": _qwen3_moe,
 }  # fmt: skip
 
 REFUSED: dict[str, str] = {

@@ -35,7 +35,8 @@ def tiny_config(config: PreTrainedConfig) -> tuple[PreTrainedConfig, Changes]:
     head_dim = _head_dim(config)
     after: dict[str, Any] = {
         "hidden_size": HIDDEN, "num_attention_heads": HEADS, "num_hidden_layers": BLOCKS, "vocab_size": VOCAB,
-        "max_position_embeddings": POSITIONS, family.ffn_setting: FFN,
+        "max_position_embeddings": POSITIONS,
+        family.layout.width: EXPERTS if family.layout.experts else FFN,
     }  # fmt: skip
     if "num_key_value_heads" in before:
         after["num_key_value_heads"] = groups

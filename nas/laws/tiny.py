@@ -20,8 +20,8 @@ def random_model(
     generator = torch.Generator().manual_seed(seed)
     for key, weight in model.named_parameters():
         noise = torch.randn(weight.shape, generator=generator)
-        if weight.dim() == 2:
-            weight.copy_(noise * (0.5 if "embed" in key else 1.5 / weight.shape[1] ** 0.5))
+        if weight.dim() > 1:
+            weight.copy_(noise * (0.5 if "embed" in key else 1.5 / weight.shape[-1] ** 0.5))
         elif key.endswith("bias"):
             weight.copy_(noise * 0.5)
         else:

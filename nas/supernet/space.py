@@ -102,8 +102,8 @@ def uniform_space(
         order,
         {
             "hidden": (shape.hidden,) if fixed_hidden else steps(shape.hidden),
-            "kv_groups": steps(shape.kv_groups),
-            "ffn": steps(shape.ffn),
+            "kv_groups": (shape.kv_groups,) if shape.whole_attention else steps(shape.kv_groups),
+            "ffn": tuple(width for width in steps(shape.ffn) if width >= shape.experts_per_token),
             "depth": tuple(range(math.ceil(floor * shape.blocks), shape.blocks + 1)),
         },
     )

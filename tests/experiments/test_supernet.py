@@ -12,14 +12,15 @@ from transformers import AutoModelForCausalLM
 
 from data.errors import InputError
 from experiments.command_line import parse, run
-from experiments.published import supernet
+from experiments.published import super_network, supernet
 from experiments.published.case import open_case
 from experiments.published.outcome import read_results
 from nas.architecture import Architecture
-from nas.families import count
+from nas.families import count, shape_of
 from nas.subnet import cut
 from tests.experiments.test_published import given
 from tests.experiments.toy_job import WORDS, everything_in, make_toy
+from tests.nas.tiny_models import permuted_parent, tokens
 
 TINY = (
     "--bins", "4", "--draws", "2", "--grid-windows", "2", "--steps", "3", "--measurements", "6",
@@ -114,3 +115,13 @@ def test_bad_settings_are_refused_in_a_sentence(
     changed = replace(base, **settings)
     with pytest.raises(InputError, match=words):
         supernet.prune(open_case(changed), 0.6, changed)
+
+
+@pytest.mark.parametrize("name", ["llama-biased", "gpt2", "phi3", "bloom"])
+def test_a_super_network_of_any_family_comes_back_from_the_cache(name: str, tmp_path: Path) -> None:
+    parent, _ = permuted_parent(name)
+    super_network._write(parent, tmp_path)
+    again = super_network._read(tmp_path, parent)
+    with torch.no_grad():
+        assert torch.equal(again(tokens()).logits, parent(tokens()).logits)
+    assert shape_of(again) == shape_of(parent)

@@ -13,6 +13,7 @@ from nas.ranking import head_columns, permute
 from nas.subnet import cut
 from tests.nas.tiny_models import (
     architecture_of_cut,
+    config_of,
     permuted_parent,
     random_ranking,
     same,
@@ -147,6 +148,25 @@ def test_parents_that_a_cut_would_spoil_are_refused() -> None:
     layer.forward = layer.forward  # what spreading a model over devices does
     with pytest.raises(InputError, match="LlamaDecoderLayer runs a forward set on the object"):
         cut(parent, shape, shape.parent)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "words"),
+    [
+        ("bloom", {"slow_but_exact": True, "pretraining_tp": 2}, "multiplies in 2 slices"),
+        ("bloom", {"apply_residual_connection_post_layernorm": True}, "adds to its normed stream"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "by the number of their block"),
+        ("opt", {"do_layer_norm_before": False}, "as OPT-350M"),
+        ("stablelm", {"qk_layernorm": True}, "a norm of its own for every head"),
+        ("cohere", {"use_qk_norm": True}, "gains of its own for every head"),
+        ("qwen3_moe", {"mlp_only_layers": [1]}, "plain MLPs in some blocks"),
+    ],
+)
+def test_settings_that_a_cut_would_spoil_are_refused(
+    name: str, settings: dict[str, object], words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        family_of(config_of(name, **settings))
 
 
 @pytest.mark.parametrize("kind", [*REFUSED, "bert", "secateur_llama"])

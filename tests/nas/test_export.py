@@ -26,8 +26,8 @@ from transformers.integrations.heterogeneity import configuration_utils as heter
 from data.errors import InputError
 from nas.architecture import Architecture, Block
 from nas.card import model_card
-from nas.export import needs_code, save_checkpoint
-from nas.families import shape_of
+from nas.export import needs_code, save_again, save_checkpoint
+from nas.families import plain, shape_of
 from nas.laws.saving import load
 from nas.residual import measure_stream, rotate_stream
 from nas.subnet import cut
@@ -324,3 +324,12 @@ def logits_elsewhere(folders: list[Path], tmp_path: Path) -> dict[Path, Tensor]:
     )
     assert done.returncode == 0, done.stderr
     return {folder: torch.load(f"{folder}.logits") for folder in folders}
+
+
+@pytest.mark.parametrize("name", ["bloom", "falcon-alibi", "gpt2", "phi3"])
+def test_new_weights_of_a_plain_checkpoint_are_saved_as_one(name: str, tmp_path: Path) -> None:
+    folder = saved(name, "shallow", tmp_path / "first")[1]
+    assert not (folder / "modeling_subnet.py").exists()
+    model = plain(load(folder))
+    again = load(save_again(model, folder, tmp_path / "again"))
+    torch.testing.assert_close(again(tokens()).logits, model(tokens()).logits, rtol=1e-4, atol=1e-3)

@@ -29,8 +29,9 @@ def test_every_family_can_be_ranked(criterion: str, name: str) -> None:
     parent = tiny_parent(name)
     evidence = Evidence(parent, shape_of(parent), tokens(batch=3))
     if evidence.shape.experts_per_token and not CRITERIA[criterion].experts:
-        with pytest.raises(InputError, match="6 experts in their place"):
+        with pytest.raises(InputError, match="6 experts in their place") as refused:
             CRITERIA[criterion](evidence, 1)
+        assert all((each in str(refused.value)) == can.experts for each, can in CRITERIA.items())
         return
     scores = CRITERIA[criterion](evidence, 1)
     assert all(torch.isfinite(part).all() for part in (scores.groups, scores.queries, scores.channels))

@@ -39,7 +39,8 @@ def test_a_global_threshold_meets_the_budget_to_within_one_unit(name: str, keep:
     budget = budget_of(CostModel(shape, 16, 4), keep)
     widths = global_threshold(random_scores(shape), budget)
     assert budget.allows(widths[None])[0]
-    unit = shape.per_group + shape.queries_per_group * shape.per_query + shape.attention_fixed
+    groups = shape.kv_groups if shape.whole_attention else 1
+    unit = groups * (shape.per_group + shape.queries_per_group * shape.per_query) + shape.attention_fixed
     spare = budget.limits["block_parameters"] - int(
         budget.cost.of_widths(widths, ["block_parameters"])["block_parameters"]
     )
