@@ -7,6 +7,8 @@ checkpoints that share the parent's tokenizer:
     python -m experiments.score --parent ORGANISATION/MODEL --models runs/a/checkpoint runs/b/checkpoint \\
         --corpus Salesforce/wikitext:wikitext-2-raw-v1 --trust-remote-code
 
+Models bigger than one GPU are spread over all of them by `--device-map auto`.
+
 A subnet with different widths in its blocks brings a modelling file of its own, which runs only with
 `--trust-remote-code`.
 """
@@ -15,7 +17,9 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -33,10 +37,14 @@ from nas.parent import (
     choose_device,
     choose_dtype,
     load_parent,
+    load_tokenizer,
     place_of,
     reason_of,
 )
 from nas.report import write_json
+
+MAPS = ("auto", "balanced", "sequential")
+"""How accelerate spreads a model over devices."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,10 @@ class Settings:
     windows: int = option(0, "windows, evenly spaced; 0 takes all", group="input")
 
     device: str = option("auto", "auto, cpu, cuda or cuda:N", group="run")
+    device_map: str | None = option(
+        None, "spread every model over all devices, as accelerate does it: auto, balanced or sequential",
+        group="run",
+    )  # fmt: skip
     dtype: str = option("auto", "what all models are computed in", group="run", choices=DTYPES)
     batch_size: int = option(8, "windows in a forward pass", group="run")
     json: Path | None = option(None, "file to write the scores to as well", group="run")
@@ -79,9 +91,16 @@ def main(settings: Settings) -> None:
             ) from error
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
-    parent, tokenizer = load_parent(settings.parent, device, dtype)
+    trust = settings.trust_remote_code
+    if settings.device_map is None:
+        parent, tokenizer = load_parent(settings.parent, device, dtype)
+        models = {name: load(name, trust).to(device, dtype) for name in settings.models}
+    else:
+        check_map(settings.device_map)
+        over = {"device_map": settings.device_map, "dtype": dtype}
+        parent, tokenizer = load(settings.parent, False, **over), load_tokenizer(settings.parent)
+        models = {name: load(name, trust, **over) for name in settings.models}
     check_seq_len(parent, settings.seq_len)
-    models = {name: load(name, settings.trust_remote_code).to(device, dtype) for name in settings.models}
     for name, model in models.items():
         if model.config.vocab_size != parent.config.vocab_size:
             raise InputError(
@@ -115,13 +134,23 @@ def main(settings: Settings) -> None:
         write_json(record, settings.json)
 
 
-def load(name: str, trust: bool) -> PreTrainedModel:
-    """A checkpoint; `InputError` if it cannot be loaded."""
+def check_map(name: str) -> None:
+    """Raise `InputError` unless models can be spread over devices in this way."""
+    if name not in MAPS:
+        raise InputError(f"--device-map is {name!r}; give {', '.join(MAPS)}, or leave it out")
+    if find_spec("accelerate") is None:
+        raise InputError("--device-map needs accelerate: pip install accelerate, or leave it out")
+
+
+def load(name: str, trust: bool, **given: Any) -> PreTrainedModel:
+    """A checkpoint, loaded with what is `given` besides; `InputError` if it cannot be."""
     place = place_of(name)
     try:
         brings_code = "auto_map" in PreTrainedConfig.get_config_dict(place)[0]
         if not brings_code or trust:
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(place, trust_remote_code=trust)
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                place, trust_remote_code=trust, **given
+            )
             return model.eval()
     except Exception as error:  # whatever a broken folder or a missing network makes the library raise
         raise InputError(

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from nas.architecture import Architecture
 from nas.evaluate import Scores, evaluate
 from nas.pairs import Pair
+from nas.placement import placement_of, send_home
 from nas.prepare import Prepared
 from nas.proposals import apart
 from nas.recovery import Recipe
@@ -98,10 +99,14 @@ def repair_and_choose(
 def round_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Leave the model's weights with the values that `dtype` can hold, in the dtype that they have; what is
     shared with another model stays as it is there."""
-    for weight in model.parameters():
-        rounded = weight.data.to(dtype).to(weight.dtype)
-        if not torch.equal(rounded, weight.data):
-            weight.data = rounded
+    for module in model.modules():
+        changed = False
+        for weight in module.parameters(recurse=False):
+            rounded = weight.data.to(dtype).to(weight.dtype)
+            if not torch.equal(rounded, weight.data):
+                weight.data, changed = rounded, True
+        if changed:
+            send_home(module, placement_of(model))
 
 
 def recovered(

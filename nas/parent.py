@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -17,7 +18,9 @@ from transformers import (
 from transformers.utils import logging
 
 from data.errors import InputError
-from nas.families import family_of, plain
+from nas.blockwise import ends_of
+from nas.families import family_of, layers_of, plain, plain_block
+from nas.placement import Placement, place, send_home
 
 DEMO = Path(__file__).resolve().parents[1] / "data" / "demo"
 """The embedded parent, called `demo` on the command line."""
@@ -74,9 +77,18 @@ def reason_of(error: Exception) -> str:
 
 
 def load_parent(
-    name: str, device: torch.device, dtype: torch.dtype, revision: str | None = None
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    revision: str | None = None,
+    *,
+    placement: Placement | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model (in evaluation mode, without gradients) and tokenizer of a Hub id, a local folder or `demo`.
+
+    With a `placement` the model is computed on its device block by block. Its weights stay in the files of
+    the checkpoint, memory-mapped, and those that are stored in another dtype, or fused, go block by block
+    into a file of the placement; or they are in memory, where the placement keeps none in files.
 
     Raises `InputError` for an unknown parent, a broken checkpoint or an unsupported family; code that comes
     with a parent is never run.
@@ -87,7 +99,11 @@ def load_parent(
         config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False)
         family_of(config)
         model, loading = AutoModelForCausalLM.from_pretrained(
-            location, revision=revision, dtype=dtype, output_loading_info=True, trust_remote_code=False
+            location,
+            revision=revision,
+            dtype=dtype if placement is None else "auto",
+            output_loading_info=True,
+            trust_remote_code=False,
         )
         tokenizer = AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=False)
     except InputError:
@@ -100,10 +116,53 @@ def load_parent(
     missing = sorted(loading["missing_keys"])
     if missing:
         raise InputError(f"the checkpoint {name} lacks {len(missing)} weights, {missing[0]} among them")
+    model = model.eval().requires_grad_(False)
+    model = plain(model) if placement is None else _at_home(model, dtype, placement)
     broken = [key for key, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())]
     if broken:
         raise InputError(f"{len(broken)} weights of {name} hold NaN or infinity, {broken[0]} among them")
-    return plain(model.eval().requires_grad_(False)).to(device), tokenizer
+    return model.to(device) if placement is None else model, tokenizer
+
+
+def _at_home(model: PreTrainedModel, dtype: torch.dtype, placement: Placement) -> PreTrainedModel:
+    """A model as it was mapped from its checkpoint, changed in place: plain, in this dtype, and placed."""
+    heads = model.config.num_attention_heads
+    for layer in layers_of(model):
+        mapped = {weight.data_ptr() for weight in layer.module.parameters()}
+        plain_block(layer, heads)
+        _settle(layer.module, mapped if not layer.layout.experts else set(), dtype, placement)
+    for module in ends_of(model):
+        mapped = {weight.data_ptr() for weight in module.parameters(recurse=False)}
+        _settle(module, mapped, dtype, placement, recurse=False)
+    model.config.dtype = dtype
+    return place(model, placement)
+
+
+def _settle(
+    module: nn.Module,
+    mapped: set[int],
+    dtype: torch.dtype,
+    placement: Placement,
+    *,
+    recurse: bool = True,
+) -> None:
+    """Give a module's weights their dtype and their home; those at the addresses `mapped` may be there."""
+    weights = list(module.parameters(recurse=recurse))
+    for weight in weights:
+        # In memory where the placement says so: what was mapped is read now, and not again for every pass.
+        weight.data = weight.data.to(dtype, copy=not placement.keep_weights)
+    if placement.keep_weights and any(weight.data_ptr() not in mapped for weight in weights):
+        send_home(module, placement)
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model alone. Raises `InputError` where there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(place_of(name), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"the tokenizer of {name} cannot be loaded ({reason_of(error)}); check the folder or the id"
+        ) from error
 
 
 def check_seq_len(parent: PreTrainedModel, seq_len: int) -> None:
