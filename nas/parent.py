@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -127,32 +131,46 @@ def load_parent(
 def _at_home(model: PreTrainedModel, dtype: torch.dtype, placement: Placement) -> PreTrainedModel:
     """A model as it was mapped from its checkpoint, changed in place: plain, in this dtype, and placed."""
     heads = model.config.num_attention_heads
+    if next(model.parameters()).dtype != dtype:
+        for name, buffer in _buffers_in(model.config, dtype).items():
+            *path, last = name.split(".")
+            model.get_submodule(".".join(path))._buffers[last] = buffer
     for layer in layers_of(model):
-        mapped = {weight.data_ptr() for weight in layer.module.parameters()}
+        mapped = set() if layer.layout.experts else {w.data_ptr() for w in layer.module.parameters()}
         plain_block(layer, heads)
-        _settle(layer.module, mapped if not layer.layout.experts else set(), dtype, placement)
-    for module in ends_of(model):
-        mapped = {weight.data_ptr() for weight in module.parameters(recurse=False)}
-        _settle(module, mapped, dtype, placement, recurse=False)
+        _settle(list(layer.module.modules()), mapped, dtype, placement)
+    ends = ends_of(model)
+    _settle(ends, {w.data_ptr() for w in _weights(ends)}, dtype, placement)
     model.config.dtype = dtype
     return place(model, placement)
 
 
-def _settle(
-    module: nn.Module,
-    mapped: set[int],
-    dtype: torch.dtype,
-    placement: Placement,
-    *,
-    recurse: bool = True,
-) -> None:
-    """Give a module's weights their dtype and their home; those at the addresses `mapped` may be there."""
-    weights = list(module.parameters(recurse=recurse))
+def _buffers_in(config: PreTrainedConfig, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The buffers that a model has which is made in this dtype, some of which are rounded to it (gemma's
+    scale of the embeddings); without its weights."""
+
+    def weightless(_: nn.Module, __: str, weight: nn.Parameter | None) -> nn.Parameter | None:
+        return None if weight is None else nn.Parameter(torch.empty_like(weight, device="meta"), False)
+
+    hook = register_module_parameter_registration_hook(weightless)
+    try:
+        return dict(AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype).named_buffers())
+    finally:
+        hook.remove()
+
+
+def _settle(modules: Sequence[nn.Module], mapped: set[int], dtype: torch.dtype, placement: Placement) -> None:
+    """Give what modules hold its dtype and its home; weights at the addresses `mapped` may be there."""
+    weights = _weights(modules)
     for weight in weights:
         # In memory where the placement says so: what was mapped is read now, and not again for every pass.
         weight.data = weight.data.to(dtype, copy=not placement.keep_weights)
     if placement.keep_weights and any(weight.data_ptr() not in mapped for weight in weights):
-        send_home(module, placement)
+        send_home(modules, placement)
+
+
+def _weights(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
+    return [weight for module in modules for weight in module.parameters(recurse=False)]
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

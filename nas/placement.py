@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, overload
+from typing import TypeAlias, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ ROOM = 2**31
 _NAME = "_secateur_placement"
 
 Module = TypeVar("Module", bound=nn.Module)
+Modules: TypeAlias = nn.Module | Iterable[nn.Module]
+"""A module with all in it, or modules of which only what each holds itself is meant."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,13 @@ def check_whole(model: nn.Module, what: str) -> None:
 
 
 @contextmanager
-def resident(modules: nn.Module | Iterable[nn.Module], device: torch.device) -> Iterator[None]:
+def resident(modules: Modules, device: torch.device) -> Iterator[None]:
     """Have the weights and buffers of a module with all in it, or those that some modules hold themselves, on
     a device for a while; then the very tensors from before are back. What is there already stays."""
-    held = modules.modules() if isinstance(modules, nn.Module) else modules
     moved: dict[int, Tensor] = {}
     before: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
     try:
-        for module in held:
+        for module in holders(modules):
             for tensors in (module._parameters, module._buffers):
                 for name, tensor in tensors.items():
                     if tensor is not None and tensor.device != device:
@@ -101,6 +102,12 @@ def sharing(module: Module) -> Module:
     return copy.deepcopy(module, memo)
 
 
+def owned(model: Module) -> Module:
+    """A copy of a model, so that it can be changed and outlive what it was cut from. That of a placed one
+    still reads the same files: its parameters can be replaced, not written to (see `working`)."""
+    return copy.deepcopy(model) if placement_of(model) is None else sharing(model)
+
+
 @contextmanager
 def working(module: nn.Module, placement: Placement | None) -> Iterator[None]:
     """Have a module that shares its weights with another (`sharing`) work on the device on weights of its
@@ -108,25 +115,45 @@ def working(module: nn.Module, placement: Placement | None) -> Iterator[None]:
     if placement is None:
         yield
         return
-    for weight in module.parameters():
-        weight.data = weight.data.to(placement.device, copy=True)
-    module.to(placement.device)  # its buffers
+    _replace(module, lambda tensor: tensor.to(placement.device, copy=True))
     yield
     send_home(module, placement)
 
 
-def send_home(module: nn.Module, placement: Placement | None) -> None:
-    """Put the weights of a module, changed in place, where those made of a placed model belong: on the CPU,
-    in a file without a name where the placement says so. Nothing without a placement."""
+def send_home(modules: Modules, placement: Placement | None) -> None:
+    """Put the weights of modules (as in `resident`), changed in place, where those made of a placed model
+    belong: on the CPU, in a file without a name where the placement says so. Nothing without a placement."""
     if placement is None:
         return
     if not placement.keep_weights:
-        module.to("cpu")
+        _replace(modules, lambda tensor: tensor.cpu())
         return
-    tensors = {name: p.data for name, p in module.named_parameters(remove_duplicate=True)}
-    for name, kept in in_file(tensors, placement.folder).items():
-        module.get_parameter(name).data = kept
-    module.to("cpu")  # its buffers
+    held = {str(id(t)): t for m in holders(modules) for t in (*m._parameters.values(), *m._buffers.values())
+            if t is not None}  # fmt: skip
+    files = in_file(held, placement.folder) if held else {}
+    _replace(modules, lambda tensor: files[str(id(tensor))])
+
+
+def holders(modules: Modules) -> Iterable[nn.Module]:
+    """The modules whose own tensors are meant."""
+    return modules.modules() if isinstance(modules, nn.Module) else modules
+
+
+def _replace(modules: Modules, change: Callable[[Tensor], Tensor]) -> None:
+    """Change all parameters and buffers of modules; one that is tied stays so."""
+    changed: dict[int, Tensor] = {}
+    before = []  # kept until the end, for an address must not be used again
+    for holder in holders(modules):
+        for tensors in (holder._parameters, holder._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in changed:
+                    new = change(tensor).detach()
+                    is_weight = isinstance(tensor, nn.Parameter)
+                    changed[id(tensor)] = nn.Parameter(new, requires_grad=False) if is_weight else new
+                    before.append(tensor)
+                tensors[name] = changed[id(tensor)]
 
 
 Keep = Callable[[Iterable[Tensor]], Sequence[Tensor]]

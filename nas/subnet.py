@@ -26,14 +26,14 @@ from nas.modeling_subnet import (
     set_heads,
     skip_mlp,
 )
-from nas.placement import placement_of, sharing
+from nas.placement import owned
 from nas.shape import Shape, check_fits
 
 Module = TypeVar("Module", bound=nn.Module)
 
 RotaryOrders = Sequence[Tensor]
-"""For each block, the rotary pairs of each KV group, most important first, (kv_groups, head_dim / 2); pair i
-is channels i and i + head_dim / 2 of all heads of its group."""
+"""For each block, the rotary pairs of each KV group, most important first, (kv_groups, head_dim / 2); pair i:
+channels i and i + head_dim / 2 of all heads of its group."""
 
 ChannelOrders = Sequence[Tensor]
 """For each block, its FFN channels, most important first, (ffn,)."""
@@ -67,18 +67,17 @@ def cut(
     """The subnet of a permuted parent.
 
     Weights are prefix views of the parent's and, with a `bank`, its repaired output matrices: nothing is
-    copied, except query rows where fewer than all queries of a group are kept, the gains of norms where fewer
-    hidden channels are, and projections of heads that are kept in part: those keep the first pairs of the
-    `rotary` orders. With `channels` the parent need not be permuted: MLPs are copies of their first ones.
-    `own=True` copies everything, so that the subnet can be trained or outlive the parent; that of a placed
-    one shares its files. `gradients=True` keeps the way back: what the subnet's loss says of its weights
-    becomes gradients of the parent's; such weights are no parameters of the subnet. The parent is not
-    changed. Raises `InputError` if the architecture does not fit, `ValueError` for a `bank` with `channels`.
+    copied, except query rows where not all queries of a group are kept, the gains of norms where fewer hidden
+    channels are, and projections of heads that are kept in part: the first pairs of the `rotary` orders. With
+    `channels` the parent need not be permuted: MLPs are copies of their first ones.
+    `own=True` copies everything, so that the subnet can be trained or outlive the parent (`owned`).
+    `gradients=True` keeps the way back: what the subnet's loss says of its weights becomes gradients of the
+    parent's; they are no parameters of the subnet. The parent is not changed. Raises `InputError` if the
+    architecture does not fit, `ValueError` for a `bank` with `channels`.
     """
     with torch.set_grad_enabled(gradients):
         subnet = _cut(parent, shape, architecture, bank, rotary, channels)
-    copied = copy.deepcopy if placement_of(parent) is None else sharing
-    return copied(subnet) if own else subnet
+    return owned(subnet) if own else subnet
 
 
 def _cut(

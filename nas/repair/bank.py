@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from nas.architecture import Block
 from nas.calibration import Statistics
 from nas.families import Layer, layers_of
 from nas.linear import prefix_solutions
 from nas.shape import Shape
-from nas.subnet import kept_query_rows
 
 
 @dataclass(frozen=True)
@@ -92,10 +90,9 @@ def repair_layer(
     errors: dict[str, float] = {}
     out = layer.o_proj.weight.detach()
     for queries, groups in heads.items():
-        first = kept_query_rows(shape, Block(source, shape.kv_groups, queries, 0), out.device)
-        rest = torch.ones(out.shape[1], dtype=torch.bool, device=out.device)
-        rest[first] = False
-        order = torch.cat([first, rest.nonzero().flatten()])
+        heads_of = torch.arange(out.shape[1], device=out.device).view(shape.kv_groups, -1, shape.head_dim)
+        first, rest = (heads_of[:, :queries].flatten(), heads_of[:, queries:].flatten())
+        order = torch.cat([first, rest])
         if queries < shape.queries_per_group:
             query = layer.q_proj
             matrices[queries_key(source, queries)] = put(query.weight.detach()[first].contiguous())

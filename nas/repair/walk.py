@@ -6,7 +6,6 @@ steps of the same walk: functions of a `Visit` that change its module in place.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,7 @@ from data.errors import InputError
 from nas.architecture import Architecture, Block
 from nas.calibration import GramSum
 from nas.families import ATTENTION, MLP, Layer, layers_of
-from nas.placement import device_of, placement_of, resident, sharing, working
+from nas.placement import device_of, owned, placement_of, resident, working
 from nas.ranking import reorder_channels, reorder_heads
 from nas.repair.stream import Stream, attention_part, input_of, mlp_part
 from nas.shape import Shape, check_fits
@@ -118,7 +117,7 @@ def walk(
     """
     check_fits(architecture, shape)
     placement, device = placement_of(parent), device_of(parent)
-    model = copy.deepcopy(parent).requires_grad_(False) if placement is None else sharing(parent)
+    model = owned(parent).requires_grad_(False)
     layers, sources = layers_of(model), layers_of(parent)
     own = dense.before(0)
     for block in architecture.blocks:
