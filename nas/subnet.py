@@ -69,11 +69,10 @@ def cut(
     Weights are prefix views of the parent's and, with a `bank`, its repaired output matrices: nothing is
     copied, except query rows where not all queries of a group are kept, the gains of norms where fewer hidden
     channels are, and projections of heads that are kept in part: the first pairs of the `rotary` orders. With
-    `channels` the parent need not be permuted: MLPs are copies of their first ones.
-    `own=True` copies everything, so that the subnet can be trained or outlive the parent (`owned`).
-    `gradients=True` keeps the way back: what the subnet's loss says of its weights becomes gradients of the
-    parent's; they are no parameters of the subnet. The parent is not changed. Raises `InputError` if the
-    architecture does not fit, `ValueError` for a `bank` with `channels`.
+    `channels` the parent need not be permuted: MLPs are copies of their first ones. `own=True` copies all, so
+    that the subnet can be trained or outlive the parent (see `owned`). `gradients=True` keeps the way back:
+    what the subnet's loss says of its weights becomes gradients of the parent's; they are no parameters of
+    it. The parent is not changed. `InputError` for what does not fit, `ValueError` for a bank with channels.
     """
     with torch.set_grad_enabled(gradients):
         subnet = _cut(parent, shape, architecture, bank, rotary, channels)
