@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from nas.blockwise import Reached
 from nas.calibration import GramSum
 from nas.families import Layer
 from nas.linear import factorise, strength
-from nas.repair.stream import Reached
 
 CAPTURE = "secateur_capture"
 """Name under which `_capture` is registered as an attention implementation."""
@@ -24,9 +24,9 @@ def refit_values(
     layer: Layer,
     arguments: Mapping[str, Any],
     inputs: Sequence[Tensor],
-    residual: list[Tensor],
+    residual: Sequence[Tensor],
     damping: float,
-) -> list[Tensor]:
+) -> Sequence[Tensor]:
     """Refit v_proj and o_proj of a block in place, KV group by KV group; returns the residual left.
 
     With a head's attention pattern P fixed, it adds O V (P x) to the stream: a map of rank head_dim of the
