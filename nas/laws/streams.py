@@ -103,8 +103,6 @@ def stream_replayed(case: Case) -> None:
         check_equal(torch.cat([*middle]), torch.cat([*stream.middle(index)]), f"the middles of block {index}")
         ends = torch.cat([*stream.before(index + 1)])
         check_equal(torch.cat([*behind]), ends, f"streams behind block {index}")
-            torch.cat([*behind]), torch.cat([*stream.before(index + 1)]), f"streams behind block {index}"
-        )
     check_same(
         torch.cat([*stream.before(case.shape.blocks)]), behind_last(parent, windows),
         "the stream taken apart and the model's own, behind the last block,",
