@@ -198,8 +198,9 @@ def test_all_that_belongs_to_a_checkpoint_is_in_it(tmp_path: Path) -> None:
     assert not {path.suffix for path in folder.iterdir()} & {".bin", ".pt", ".pkl"}
 
 
-def test_the_card_loads_what_it_describes() -> None:
-    shape = permuted_parent("llama")[1]
+@pytest.mark.parametrize("name, units", [("llama", "FFN channels"), ("mixtral", "experts")])
+def test_the_card_loads_what_it_describes(name: str, units: str) -> None:
+    shape = permuted_parent(name)[1]
     for code in (True, False):
         card = model_card(
             architecture_of_cut("narrow", shape),
@@ -216,7 +217,12 @@ def test_the_card_loads_what_it_describes() -> None:
         assert ("trust_remote_code=True" in card) == code
         assert "| perplexity | 44 | 40 | 1.100 |" in card
         assert "| parameters | 1,000,000 | 2,000,000 | 0.500 |" in card
-        assert "| 1 | 1 | 2 | 2 | 8 | 24 |" in card and "2. repaired" in card and "windows of 256" in card
+        assert f"| channels a head | {units} |" in card and f"8 channels and {shape.ffn} {units}." in card
+        assert (
+            f"| 1 | 1 | 2 | 2 | 8 | {shape.ffn} |" in card
+            and "2. repaired" in card
+            and "windows of 256" in card
+        )
 
 
 def test_a_save_that_dies_leaves_nothing_and_one_that_works_replaces(
