@@ -65,8 +65,8 @@ def tell(folder: Path, changed: str) -> None:
     if card.is_file():
         with card.open("a", encoding="utf-8") as file:
             file.write(
-                f"\n## Exported\n\n{changed} Scores and costs above are those of the checkpoint that this one "
-                "was exported from, and were not measured again.\n"
+                f"\n## Exported\n\n{changed} Scores and costs above are those of the checkpoint that this "
+                "one was exported from, and were not measured again.\n"
             )
 
 
