@@ -202,6 +202,7 @@ def measured(settings: Settings) -> tuple[dict[str, Used], float, float]:
             yield
         most = beside.peak if device == host else float(torch.cuda.max_memory_allocated(device))
         used[name] = Used(perf_counter() - begun, most - start[0], beside.peak - start[1])
+        print(f"{mode}, {name}: {used[name].seconds:.0f} s, {used[name].device / 2**20:.0f} MiB", flush=True)
 
     with stage("load"):
         parent, _ = load_parent(

@@ -42,8 +42,8 @@ class GramSum:
         """Add rows^T others (rows^T rows by default) of (..., n) activations."""
         left = rows.detach().flatten(0, -2).float()
         right = left if others is None else others.detach().flatten(0, -2).float()
-        product = (left.T @ right).double()
-        self.total = product if self.total is None else self.total.add_(product)
+        product = left.T @ right
+        self.total = product.double() if self.total is None else self.total.add_(product)
         self.count += left.shape[0]
 
     @property

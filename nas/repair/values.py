@@ -57,12 +57,11 @@ def refit_values(
             gram.add(z.flatten(-2))
             cross.add(rest + _through(z, present), z.flatten(-2))
         width = value.shape[1]
-        grams = gram.mean.view(queries, width, queries, width).transpose(1, 2)  # (Q, Q, d, d)
-        crosses = cross.mean.view(-1, queries, width).transpose(0, 1)  # (Q, d, d)
-        pull = strength(gram.mean, damping)
-        grams = grams + pull * torch.eye(queries, dtype=grams.dtype, device=grams.device)[
-            :, :, None, None
-        ] * torch.eye(width, dtype=grams.dtype, device=grams.device)
+        mean = gram.take()  # the largest matrix of all, (Q d, Q d): changed in place
+        pull = strength(mean, damping)
+        mean.diagonal().add_(pull)
+        grams = mean.view(queries, width, queries, width).transpose(1, 2)  # (Q, Q, d, d)
+        crosses = cross.take().view(-1, queries, width).transpose(0, 1)  # (Q, d, d)
         new_out, new_value = factorise(grams, crosses + pull * present, out, value)
         change = present - new_out @ new_value
         residual = [rest + _through(z, change) for rest, z in zip(residual, attends, strict=True)]
