@@ -71,9 +71,7 @@ def main(settings: Settings) -> int:
 
 def said(name: str, kind: str, new: bool, changes: Changes) -> str:
     """What is checked, and what was made smaller for it."""
-    lines = [
-        f"{name}: a {kind}" + (", which is not in nas/families/table.py; tried as Family()" if new else "")
-    ]
+    lines = [f"{name}: {kind}" + (", not in nas/families/table.py yet; tried as Family()" if new else "")]
     for setting, (before, after) in changes.items():
         lines.append(f"    {setting:26}{_short(before)} -> {_short(after)}")
     return "\n".join([*lines, ""])
