@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import AutoModelForCausalLM, MptConfig, MptForCausalLM, PreTrainedModel
 
 from experiments import compress
 from tests.experiments.toy_job import WORDS, everything_in, job, make_toy
@@ -35,7 +35,7 @@ def broken(toy: Path, folder: Path, spoil: Callable[[PreTrainedModel], object]) 
 
 
 def other_family(folder: Path) -> Path:
-    GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=WORDS)).save_pretrained(folder)
+    MptForCausalLM(MptConfig(n_layers=1, d_model=8, n_heads=2, vocab_size=WORDS)).save_pretrained(folder)
     return folder
 
 
@@ -64,7 +64,7 @@ BAD: dict[str, tuple[Callable[[Path, Path], dict[str, object]], str]] = {
     "a corpus without a name": (lambda toy, at: {"corpus": ""}, "no file or folder ''"),
     "a parent that is not there": (lambda toy, at: {"parent": at / "gone"}, "no model folder"),
     "a folder without a model": (lambda toy, at: {"parent": toy / "corpus"}, "cannot be loaded"),
-    "unknown family": (lambda toy, at: {"parent": other_family(at / "gpt2")}, "'gpt2' is not supported"),
+    "unknown family": (lambda toy, at: {"parent": other_family(at / "mpt")}, "'mpt' is not supported"),
     "nan in the weights": (
         lambda toy, at: {"parent": broken(toy, at / "nan", is_nan)},
         "hold NaN or infinity",
