@@ -32,6 +32,7 @@ from nas.cost import Budget
 from nas.encoding import Encoding
 from nas.exploration import fit_predictor
 from nas.export import save_checkpoint
+from nas.families import blocks_of
 from nas.latency import measure_latency
 from nas.pairs import Pair, Pairs, Setting
 from nas.proposals import Indices, fit, mutate
@@ -195,7 +196,7 @@ def prefill(settings: Settings, ready: Ready, budget: Budget) -> None:
                     ">= 1.50",
                 ]
             )
-    parameters, ours = ([p for m in [model] for p in m.model.layers.parameters()] for model in models)
+    parameters, ours = ([p for m in [model] for p in blocks_of(m).parameters()] for model in models)
     share = sum(map(torch.numel, ours)) / sum(map(torch.numel, parameters))
     show(f"Prefill of a reloaded {type(loaded).__name__} with {share:.3f} of the block parameters", lines)
 

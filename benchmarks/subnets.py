@@ -29,16 +29,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from benchmarks._setup import Common, Ready, in_turn, make_ready, ratio, show
+from data.errors import InputError
 from experiments.command_line import option, run
 from nas.architecture import Architecture
 from nas.evaluate import evaluate
-from nas.families import blocks_of, family_of
-from nas.modeling_subnet import NoAttention, NoMlp
+from nas.families import MLP, layers_of
+from nas.modeling_subnet import set_config, set_heads, skip_attention, skip_mlp
 from nas.proposals import fit
 from nas.repair.bank import Bank
 from nas.sampling import starts
 from nas.shape import Shape, architecture_of
-from nas.subnet import cut, kept_query_rows
+from nas.subnet import cut, depth_settings, kept_query_rows
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Settings(Common):
 def main(settings: Settings) -> None:
     """Measure and print."""
     ready = make_ready(settings)
+    check_dense(ready.shape)
     rng = np.random.default_rng(settings.seed)
     budget = ready.budget("flops", settings.flops)
     rows = fit(ready.space, budget, rng.integers(0, ready.space.depths, (64, len(ready.space.depths))), rng)
@@ -68,6 +70,15 @@ def main(settings: Settings) -> None:
     )
     forms(settings, ready, subnet)
     cutting(settings, ready, [architecture_of(row, ready.shape) for row in ready.space.widths(rows)])
+
+
+def check_dense(shape: Shape) -> None:
+    """Raise `InputError` for a mixture of experts, whose units no mask here stands in front of."""
+    if shape.experts_per_token:
+        raise InputError(
+            f"masks and copies are made of FFN channels here, and {shape.family} has {shape.ffn} experts in "
+            "their place; give a parent without"
+        )
 
 
 def forms(settings: Settings, ready: Ready, subnet: Architecture) -> None:
@@ -194,15 +205,17 @@ def masked(parent: PreTrainedModel, shape: Shape, architecture: Architecture) ->
     def multiply(mask: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor]]:
         return lambda _, args: (args[0] * mask,)
 
-    for index, layer in enumerate(blocks_of(parent)):
+    for index, layer in enumerate(layers_of(parent)):
         heads = torch.zeros(shape.kv_groups * shape.queries_per_group * shape.head_dim)
         channels = torch.zeros(shape.ffn)
         if index in blocks:
             heads[kept_query_rows(shape, blocks[index], heads.device)] = 1
             channels[: blocks[index].ffn] = 1
-        for linear, mask in ((layer.self_attn.o_proj, heads), (layer.mlp.down_proj, channels)):
+        for linear, mask in ((layer.o_proj, heads), (layer.down_proj, channels)):
             hook = multiply(mask.to(parent.device, parent.dtype))
             handles.append(linear.register_forward_pre_hook(hook))
+            if not mask.any():
+                handles.append(linear.register_forward_hook(lambda _, __, output: output * 0))
     try:
         yield
     finally:
@@ -213,34 +226,34 @@ def masked(parent: PreTrainedModel, shape: Shape, architecture: Architecture) ->
 def deepcopy_and_prune(parent: PreTrainedModel, shape: Shape, architecture: Architecture) -> PreTrainedModel:
     """A copy of the whole parent whose weights are then sliced down, block by block."""
     model = copy.deepcopy(parent)
-    layout = family_of(parent.config).layout
-    layers = blocks_of(model)
-    kept = nn.ModuleList(layers[block.source] for block in architecture.blocks)
+    for name, value in depth_settings(parent.config, architecture).items():
+        setattr(model.config, name, value)
+    layers = layers_of(model)
+    layout = layers[0].layout
+    kept = [layers[block.source] for block in architecture.blocks]
     for slot, (block, layer) in enumerate(zip(architecture.blocks, kept, strict=True)):
-        attention, mlp = layer.self_attn, layer.mlp
+        attention = layer.attention
         kv = torch.arange(block.kv_groups * shape.head_dim, device=parent.device)
         inner = kept_query_rows(shape, block, parent.device)
         channels = torch.arange(block.ffn, device=parent.device)
         if block.kv_groups:
-            attention.layer_idx = slot
-            attention.num_key_value_groups = block.queries_per_group
-            for linear, rows in ((attention.q_proj, inner), (attention.k_proj, kv), (attention.v_proj, kv)):
+            setattr(attention, layout.slot, slot)
+            set_heads(attention, block.kv_groups, block.queries_per_group, shape.head_dim)
+            if layout.alibi:
+                attention.heads = attention.heads[inner[:: shape.head_dim] // shape.head_dim]
+            for linear, rows in ((layer.q_proj, inner), (layer.k_proj, kv), (layer.v_proj, kv)):
                 prune_linear(linear, rows, 0)
-            prune_linear(attention.o_proj, inner, 1)
+            prune_linear(layer.o_proj, inner, 1)
         else:
-            layer.self_attn = NoAttention()
-            for name in layout.attention_norms:
-                setattr(layer, name, nn.Identity())
+            skip_attention(layer.module, layout)
         if block.ffn:
-            for linear in (mlp.gate_proj, mlp.up_proj):
+            for linear in layer.inputs(MLP):
                 prune_linear(linear, channels, 0)
-            prune_linear(mlp.down_proj, channels, 1)
+            prune_linear(layer.down_proj, channels, 1)
         else:
-            layer.mlp = NoMlp()
-            for name in layout.mlp_norms:
-                setattr(layer, name, nn.Identity())
-    model.model.layers = kept
-    model.config.num_hidden_layers = len(kept)
+            skip_mlp(layer.module, layout)
+        set_config(layer.module, model.config, layout, block.heads)
+    model.set_submodule(layout.layers, nn.ModuleList(layer.module for layer in kept))
     return model
 
 

@@ -10,5 +10,7 @@ class InputError(ValueError):
 
 
 def first_line(error: Exception) -> str:
-    """What an error of a library says, in so far as it fits into a sentence of ours."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+    """What an error of a library says, in so far as it fits into a sentence of ours: of its first line the
+    first sentence, without the full stop, in at most 160 characters."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line.split(". ")[0][:160].rstrip(" .:")

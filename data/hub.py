@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from data.errors import InputError
+from data.errors import InputError, first_line
 from data.fields import DOCUMENT, TEXT_FIELD, Field, Passages
 from data.files import cut
 from data.known import Known
@@ -167,7 +167,7 @@ def _instead(known: Known | None) -> str:
 
 
 def _sentence(name: str, error: Exception, instead: str) -> str:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    reason = first_line(error)
     if "scripts are no longer supported" in reason:
         return f"{name} is a script-based data set, which datasets 4 refuses: pass a folder of its text files"
     return f"{name} is no local path and could not be read from the Hub ({reason}): {instead}"

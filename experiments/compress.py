@@ -185,7 +185,7 @@ def main(settings: Settings) -> None:
         latency_table = latencies_of(
             parent, shape, space, request, settings.latency_table, settings.latency_repeats, settings.cache
         )
-        cost = CostModel(shape, settings.seq_len, parent.dtype.itemsize, latency_table)
+        cost = CostModel(shape, settings.seq_len, dtype.itemsize, latency_table)
         budget = budget_of(cost, settings.keep, **limits_of(settings))
         check_reachable(space, budget)
         pairs = Pairs(str(settings.out / STORE), setting)
@@ -351,6 +351,16 @@ def check(settings: Settings) -> None:
                 f"{flag} is {getattr(settings, name)} and --pairs {settings.pairs}; give no more than these"
             )
     check_limits(settings.keep, **limits_of(settings))
+    if settings.parent_on != "device" and settings.recovery_steps:
+        raise InputError(
+            f"--recovery-steps {settings.recovery_steps} trains whole models, and with --parent-on "
+            f"{settings.parent_on} they are on the device block by block; give 0, or --parent-on device"
+        )
+    if settings.parent_on != "device" and settings.latency_repeats and settings.latency_table is None:
+        raise InputError(
+            f"with --parent-on {settings.parent_on} the time of a choice would be that of fetching weights; "
+            "give --latency-repeats 0, or a --latency-table"
+        )
     if settings.max_latency is not None and not (settings.latency_repeats or settings.latency_table):
         raise InputError("--max-latency needs a latency table; give --latency-repeats 1 or more, or a table")
 

@@ -258,6 +258,7 @@ def parent_record(name: str, digest: str, cost: CostModel) -> dict[str, Any]:
         "parameters": whole["parameters"],
         "block_parameters": whole["block_parameters"],
         **{width: getattr(shape, width) for width in widths},
+        "mlp_units": shape.mlp_units,
     }
 
 

@@ -10,6 +10,8 @@ checkpoints that share the parent's tokenizer:
     python -m experiments.score --parent demo --models runs/demo/subnet.gguf
 
 A .gguf file (`experiments.export`) is run by llama.cpp on the same tokens; that takes the extra `llama-cpp`.
+Models bigger than one GPU are spread over all of them by `--device-map auto`.
+
 A subnet with different widths in its blocks brings a modelling file of its own, which runs only with
 `--trust-remote-code`.
 """
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +42,14 @@ from nas.parent import (
     choose_dtype,
     load_checkpoint,
     load_parent,
+    load_tokenizer,
     place_of,
     reason_of,
 )
 from nas.report import write_json
+
+MAPS = ("auto", "balanced", "sequential")
+"""How accelerate spreads a model over devices."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,10 @@ class Settings:
     windows: int = option(0, "windows, evenly spaced; 0 takes all", group="input")
 
     device: str = option("auto", "auto, cpu, cuda or cuda:N", group="run")
+    device_map: str | None = option(
+        None, "spread every model over all devices, as accelerate does it: auto, balanced or sequential",
+        group="run",
+    )  # fmt: skip
     dtype: str = option("auto", "what all models are computed in", group="run", choices=DTYPES)
     batch_size: int = option(8, "windows in a forward pass", group="run")
     json: Path | None = option(None, "file to write the scores to as well", group="run")
@@ -87,14 +98,26 @@ def main(settings: Settings) -> None:
             ) from error
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
-    parent, tokenizer = load_parent(settings.parent, device, dtype)
+    trust = settings.trust_remote_code
+    if settings.device_map is None:
+        parent, tokenizer = load_parent(settings.parent, device, dtype)
+        models: dict[str, Any] = {
+            name: LlamaCpp(name, settings.seq_len, device=device)
+            if is_gguf(name)
+            else load(name, trust).to(device, dtype)
+            for name in settings.models
+        }
+    else:
+        check_map(settings.device_map)
+        over = {"device_map": settings.device_map, "dtype": dtype}
+        parent, tokenizer = load(settings.parent, False, **over), load_tokenizer(settings.parent)
+        models = {
+            name: LlamaCpp(name, settings.seq_len, device=device)
+            if is_gguf(name)
+            else load(name, trust, **over)
+            for name in settings.models
+        }
     check_seq_len(parent, settings.seq_len)
-    models: dict[str, Any] = {
-        name: LlamaCpp(name, settings.seq_len, device=device)
-        if is_gguf(name)
-        else load(name, settings.trust_remote_code).to(device, dtype)
-        for name in settings.models
-    }
     for name, model in models.items():
         if model.config.vocab_size != parent.config.vocab_size:
             raise InputError(
@@ -133,13 +156,21 @@ def is_gguf(name: str) -> bool:
     return name.endswith(".gguf") and Path(name).is_file()
 
 
-def load(name: str, trust: bool) -> PreTrainedModel:
-    """A checkpoint; `InputError` if it cannot be loaded."""
+def check_map(name: str) -> None:
+    """Raise `InputError` unless models can be spread over devices in this way."""
+    if name not in MAPS:
+        raise InputError(f"--device-map is {name!r}; give {', '.join(MAPS)}, or leave it out")
+    if find_spec("accelerate") is None:
+        raise InputError("--device-map needs accelerate: pip install accelerate, or leave it out")
+
+
+def load(name: str, trust: bool, **given: Any) -> PreTrainedModel:
+    """A checkpoint, loaded with what is `given` besides; `InputError` if it cannot be."""
     place = place_of(name)
     try:
         brings_code = "auto_map" in PreTrainedConfig.get_config_dict(place)[0]
         if not brings_code or trust:
-            return load_checkpoint(place, trust=trust)
+            return load_checkpoint(place, trust=trust, **given)
     except InputError:
         raise
     except Exception as error:  # whatever a broken folder or a missing network makes the library raise

@@ -27,6 +27,7 @@ from nas.importance import CRITERIA
 from nas.pair_table import PairTable
 from nas.pairs import Pair, Setting
 from nas.parent import DTYPES, check_seq_len, choose_device, choose_dtype, digest_of, load_parent
+from nas.placement import PLACES, Placement
 from nas.prepare import FORMAT, Prepared, prepare
 from nas.sampling import Hints
 from nas.shape import Shape
@@ -56,6 +57,11 @@ class OfSubject:
     dtype: str = option(
         "auto", "what is computed in; auto is bfloat16 on CUDA, else float32", group="run", choices=DTYPES
     )
+    parent_on: str = option(
+        "device",
+        "where the parent's weights are; from the cpu or the disk they come to the device block by block",
+        group="run", choices=PLACES,
+    )  # fmt: skip
     batch_size: int = option(8, "windows in a forward pass", group="run", least=1)
     seed: int = option(0, "of everything that is drawn", group="run", least=0)
     cache: Path = option(
@@ -122,7 +128,8 @@ def open_parent(
     """
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
-    parent, tokenizer = load_parent(settings.parent, device, dtype)
+    placement = placement_for(settings.parent_on, device, settings.cache)
+    parent, tokenizer = load_parent(settings.parent, device, dtype, placement=placement)
     check_seq_len(parent, settings.seq_len)
     shape, digest = shape_of(parent), digest_of(parent)
     space = ENGINES[settings.target].restrict(default_space(shape), parent.config.to_dict(), added_biases)
@@ -133,6 +140,11 @@ def open_parent(
     )  # fmt: skip
     calibrated = calibrated_on(text, digest, settings.seed, dtype)
     return Opened(parent, tokenizer, digest, device, dtype, shape, space, text, calibrated)
+
+
+def placement_for(parent_on: str, device: torch.device, cache: Path) -> Placement | None:
+    """What `--parent-on` says."""
+    return None if parent_on == "device" else Placement(device, cache, keep_weights=parent_on == "disk")
 
 
 def prepared_of(opened: Opened, settings: OfSubject) -> Prepared:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from data.errors import InputError
 from nas.calibration import GramSum
-from nas.families import MLP, layers_of
+from nas.families import MLP, Layer, layers_of
 from nas.shape import Shape
 
 
@@ -65,35 +65,55 @@ def _see_channels(mean: _Mean, magnitude: _Mean, states: Tensor) -> None:
     magnitude.add(rows.abs())
 
 
+class _Watch:
+    """Sees what flows through one block while it runs."""
+
+    def __init__(self, layer: Layer, head_dim: int) -> None:
+        if layer.layout.experts:
+            raise InputError(
+                "the activity of experts, which are in place of FFN channels, is not measured; choose "
+                "another criterion or system"
+            )
+        self._grams, self._means = (GramSum(), GramSum()), (_Mean(), _Mean(), _Mean(), _Mean())
+        (read, fed), (attention, ffn, norm, magnitude) = self._grams, self._means
+        self._hooks = [
+            module.register_forward_pre_hook(partial(_first, see))
+            for module, see in (
+                (layer.q_proj, read.add),
+                (layer.inputs(MLP)[0], fed.add),
+                (layer.o_proj, partial(_see_heads, attention, norm, head_dim)),
+                (layer.down_proj, partial(_see_channels, ffn, magnitude)),
+            )
+        ]
+
+    def end(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def take(self) -> BlockActivity:
+        return BlockActivity(*(gram.take() for gram in self._grams), *(mean.value for mean in self._means))
+
+
 @torch.no_grad()
 def measure_activity(
     parent: PreTrainedModel, shape: Shape, windows: Tensor, *, batch_size: int = 8
 ) -> tuple[BlockActivity, ...]:
     """Run the parent over `windows` (n, seq_len), once; `InputError` for a mixture of experts."""
-    if shape.experts_per_token:
-        raise InputError(
-            f"{shape.family} has {shape.ffn} experts in place of FFN channels, whose activity is not "
-            "measured; choose another criterion or system"
-        )
-    layers = layers_of(parent)
-    grams = [(GramSum(), GramSum()) for _ in layers]
-    means = [(_Mean(), _Mean(), _Mean(), _Mean()) for _ in layers]
-    hooks = []
-    for layer, (read, fed), (attention, ffn, norm, magnitude) in zip(layers, grams, means, strict=True):
-        for module, see in (
-            (layer.q_proj, read.add),
-            (layer.inputs(MLP)[0], fed.add),
-            (layer.o_proj, partial(_see_heads, attention, norm, shape.head_dim)),
-            (layer.down_proj, partial(_see_channels, ffn, magnitude)),
-        ):
-            hooks.append(module.register_forward_pre_hook(partial(_first, see)))
+    watches = [_Watch(layer, shape.head_dim) for layer in layers_of(parent)]
     try:
         for batch in windows.split(batch_size):
             parent.base_model(batch.to(parent.device), use_cache=False)
     finally:
-        for hook in hooks:
-            hook.remove()
-    return tuple(
-        BlockActivity(*(gram.take() for gram in pair), *(mean.value for mean in four))
-        for pair, four in zip(grams, means, strict=True)
-    )
+        for watch in watches:
+            watch.end()
+    return tuple(watch.take() for watch in watches)
+
+
+def block_activity(layer: Layer, shape: Shape, run: Callable[[], object]) -> BlockActivity:
+    """The activity of one block alone, which `run()` sends all windows through."""
+    watch = _Watch(layer, shape.head_dim)
+    try:
+        run()
+    finally:
+        watch.end()
+    return watch.take()

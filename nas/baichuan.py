@@ -74,7 +74,7 @@ def read_config(settings: Mapping[str, Any]) -> PackedConfig:
 
 @torch.no_grad()
 def load_model(
-    location: str, config: PackedConfig, dtype: torch.dtype, revision: str | None = None
+    location: str, config: PackedConfig, dtype: torch.dtype | str, revision: str | None = None
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """A LLaMA like any other, and what transformers says of its loading; `InputError` unless the weights are
     safetensors."""

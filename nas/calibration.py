@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from nas.families import layers_of
+from nas.families import Layer, layers_of
 from nas.families.experts import contributions
 
 
@@ -25,9 +25,9 @@ class Statistics:
     block influence, larger is more important); `tokens` is how many were seen.
     """
 
-    attention_gram: tuple[Tensor, ...]
-    ffn_gram: tuple[Tensor, ...]
-    influence: tuple[float, ...]
+    attention_gram: Sequence[Tensor]
+    ffn_gram: Sequence[Tensor]
+    influence: Sequence[float]
     tokens: int
 
 
@@ -42,8 +42,8 @@ class GramSum:
         """Add rows^T others (rows^T rows by default) of (..., n) activations."""
         left = rows.detach().flatten(0, -2).float()
         right = left if others is None else others.detach().flatten(0, -2).float()
-        product = (left.T @ right).double()
-        self.total = product if self.total is None else self.total.add_(product)
+        product = left.T @ right
+        self.total = product.double() if self.total is None else self.total.add_(product)
         self.count += left.shape[0]
 
     @property
@@ -74,6 +74,35 @@ def watch_experts(experts: nn.Module, gram: GramSum) -> RemovableHandle:
     return experts.register_forward_pre_hook(hook)
 
 
+class Watch:
+    """Sees what flows through one block while it runs: sums from which its part of `Statistics` is taken."""
+
+    def __init__(self, layer: Layer) -> None:
+        self._attention, self._ffn, self._cosine = GramSum(), GramSum(), 0.0
+        self._hooks = [layer.o_proj.register_forward_pre_hook(lambda _, args: self._attention.add(args[0]))]
+        if layer.layout.experts:
+            self._hooks.append(watch_experts(layer.mlp.experts, self._ffn))
+        else:
+            add = self._ffn.add
+            self._hooks.append(layer.down_proj.register_forward_pre_hook(lambda _, args: add(args[0])))
+        self._hooks.append(layer.module.register_forward_hook(self._compare))
+
+    def _compare(self, _: nn.Module, args: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+        behind = output[0] if isinstance(output, tuple) else output
+        similar = functional.cosine_similarity(args[0].float(), behind.float(), dim=-1)
+        self._cosine += float(similar.double().sum())
+
+    def end(self) -> None:
+        """See no more."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def take(self) -> tuple[Tensor, Tensor, float, int]:
+        """`attention_gram`, `ffn_gram`, `influence` and `tokens` of the block; the sums are then empty."""
+        tokens = self._attention.count
+        return self._attention.take(), self._ffn.take(), 1.0 - self._cosine / tokens, tokens
+
+
 @torch.no_grad()
 def calibrate(
     parent: PreTrainedModel,
@@ -83,41 +112,24 @@ def calibrate(
     progress: Callable[[int], object] = lambda done: None,
 ) -> Statistics:
     """Run the parent over `windows` (n, seq_len); `progress` is told how many windows each batch had."""
-    layers = layers_of(parent)
-    attention = [GramSum() for _ in layers]
-    ffn = [GramSum() for _ in layers]
-    cosine = [0.0 for _ in layers]
-    hooks = []
-
-    def watch_input(module: nn.Module, gram: GramSum) -> None:
-        hooks.append(module.register_forward_pre_hook(lambda _, args: gram.add(args[0])))
-
-    def watch_block(index: int, block: nn.Module) -> None:
-        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
-            behind = output[0] if isinstance(output, tuple) else output
-            similar = functional.cosine_similarity(args[0].float(), behind.float(), dim=-1)
-            cosine[index] += float(similar.double().sum())
-
-        hooks.append(block.register_forward_hook(hook))
-
-    for index, layer in enumerate(layers):
-        watch_input(layer.o_proj, attention[index])
-        if layer.layout.experts:
-            hooks.append(watch_experts(layer.mlp.experts, ffn[index]))
-        else:
-            watch_input(layer.down_proj, ffn[index])
-        watch_block(index, layer.module)
+    watches = [Watch(layer) for layer in layers_of(parent)]
     try:
         for batch in windows.split(batch_size):
             parent.base_model(batch.to(parent.device), use_cache=False)
             progress(len(batch))
     finally:
-        for handle in hooks:
-            handle.remove()
-    tokens = attention[0].count
-    return Statistics(
-        attention_gram=tuple(gram.take() for gram in attention),
-        ffn_gram=tuple(gram.take() for gram in ffn),
-        influence=tuple(1.0 - value / tokens for value in cosine),
-        tokens=tokens,
-    )
+        for watch in watches:
+            watch.end()
+    attention, ffn, influence, tokens = zip(*(watch.take() for watch in watches), strict=True)
+    return Statistics(attention, ffn, influence, tokens[0])
+
+
+def calibrate_block(layer: Layer, run: Callable[[], object]) -> Statistics:
+    """Statistics of one block alone, which `run()` sends all windows through."""
+    watch = Watch(layer)
+    try:
+        run()
+    finally:
+        watch.end()
+    attention, ffn, influence, tokens = watch.take()
+    return Statistics((attention,), (ffn,), (influence,), tokens)

@@ -79,9 +79,9 @@ def model_card(
             "",
             f"Each of the parent's {shape.blocks} blocks has {shape.kv_groups} KV groups, "
             f"{shape.kv_groups * shape.queries_per_group} query heads of {shape.head_dim} channels and "
-            f"{shape.ffn} FFN channels.",
+            f"{shape.ffn} {shape.mlp_units}.",
             "",
-            "| block | parent's block | KV groups | query heads | channels a head | FFN channels |",
+            f"| block | parent's block | KV groups | query heads | channels a head | {shape.mlp_units} |",
             "|---:|---:|---:|---:|---:|---:|",
             *(
                 f"| {index} | {block.source} | {block.kv_groups} | {block.heads} "
@@ -101,7 +101,7 @@ def _about_code(code: bool) -> str:
     if code:
         return (
             "The blocks differ in width, which transformers (5.14 or newer) stores but does not build yet: "
-            "`modeling_subnet.py`, a page of code in this folder, does."
+            "`modeling_subnet.py`, a file of code in this folder, does."
         )
     return "A plain checkpoint: every engine that serves its model type can load it."
 

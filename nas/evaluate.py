@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from nas.blockwise import logits
+
 TOGETHER = {True: 2**18, False: 2**26}
 """Logits that the loss is computed from at a time: on the CPU (true) so few that they stay in its cache."""
 
@@ -73,13 +75,16 @@ def evaluate_all(
     """`evaluate` for several models side by side, which share the parent's forward passes."""
     sums = torch.zeros(len(models), 3, dtype=torch.float64)
     tokens = 0
+    passes = [logits(model, windows, batch_size) for model in models]
+    compared = None if parent is None else logits(parent, windows, batch_size)
     for batch in windows.split(batch_size):
         # No name keeps a batch's logits longer than they are needed: they are most of what a pass takes.
-        reference = None if parent is None else parent(batch.to(parent.device), use_cache=False).logits
+        reference = None if compared is None else next(compared)
         for index, model in enumerate(models):
-            known = reference if model is parent else None
-            sums[index] += _batch_sums(model, batch.to(model.device), known, reference)
-        known = reference = None
+            found = reference if model is parent and reference is not None else next(passes[index])
+            sums[index] += _batch_sums(found, batch, reference)
+            del found
+        reference = None
         tokens += batch[:, 1:].numel()
         progress(len(batch))
     return [
@@ -88,18 +93,15 @@ def evaluate_all(
     ]
 
 
-def _batch_sums(
-    model: PreTrainedModel, batch: Tensor, known: Tensor | None, reference: Tensor | None
-) -> Tensor:
-    """`summed` over a batch (windows, seq_len), of the model's logits, which may be `known` already, and the
-    parent's, if any."""
-    logits = model(batch, use_cache=False).logits if known is None else known
-    rows = max(1, TOGETHER[logits.device.type == "cpu"] // logits.shape[-1])
+def _batch_sums(found: Tensor, batch: Tensor, reference: Tensor | None) -> Tensor:
+    """`summed` over a batch (windows, seq_len), of a model's logits and of the parent's, if any."""
+    batch = batch.to(found.device)
+    rows = max(1, TOGETHER[found.device.type == "cpu"] // found.shape[-1])
     parts = [
         summed(
-            logits[window, at : at + rows],
+            found[window, at : at + rows],
             batch[window, at + 1 : at + rows + 1],
-            None if reference is None else reference[window, at : at + rows],
+            None if reference is None else reference[window, at : at + rows].to(found.device),
         )
         for window in range(len(batch))
         for at in range(0, batch.shape[1] - 1, rows)

@@ -1,11 +1,11 @@
 """Save a subnet as a checkpoint that `AutoModelForCausalLM` loads where this project is not installed.
 
 A subnet that transformers can build from one width for all blocks becomes a plain checkpoint of its family.
-Which can is found by building it on the meta device and comparing every shape, not by rules. LLaMA and
-Gemma 2 and 3 refuse head counts that do not divide the hidden width; a LLaMA without biases is then written
-as Mistral without a window, which is the same computation. Every other subnet keeps its widths in
-`per_layer_config` and carries `nas/modeling_subnet.py`, filled in for its family, as `modeling_subnet.py`;
-so does one that keeps parts of heads, for no configuration says which of the frequencies those turn by.
+Which can is found by building it on the meta device and comparing every shape, not by rules. Some families
+refuse head counts that do not divide the hidden width; a LLaMA without biases is then written as Mistral
+without a window, which is the same computation. Every other subnet keeps its widths in `per_layer_config`
+and carries `nas/modeling_subnet.py`, filled in for its family, as `modeling_subnet.py`; so does one that
+keeps parts of heads, for no configuration says which of the frequencies those turn by.
 
 Such a checkpoint has a model type of its own (`secateur_llama`). Under the family's type, transformers
 without `trust_remote_code` would take its own class and, where nothing but skips differ, load it with new

@@ -13,8 +13,11 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from nas.architecture import Architecture
+from nas.blockwise import ends_of
 from nas.evaluate import Scores, evaluate
+from nas.families import blocks_of
 from nas.pairs import Pair
+from nas.placement import placement_of, send_home
 from nas.prepare import Prepared
 from nas.proposals import apart
 from nas.recovery import Recipe
@@ -98,10 +101,14 @@ def repair_and_choose(
 def round_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Leave the model's weights with the values that `dtype` can hold, in the dtype that they have; what is
     shared with another model stays as it is there."""
-    for weight in model.parameters():
-        rounded = weight.data.to(dtype).to(weight.dtype)
-        if not torch.equal(rounded, weight.data):
-            weight.data = rounded
+    for modules in (*(list(block.modules()) for block in blocks_of(model)), ends_of(model)):
+        changed = False
+        for weight in (weight for module in modules for weight in module.parameters(recurse=False)):
+            rounded = weight.data.to(dtype).to(weight.dtype)
+            if not torch.equal(rounded, weight.data):
+                weight.data, changed = rounded, True
+        if changed:
+            send_home(modules, placement_of(model))
 
 
 def recovered(

@@ -12,6 +12,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from nas.families import OUTPUTS, layers_of
+from nas.placement import check_whole
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ def measure_gradients(parent: PreTrainedModel, windows: Tensor) -> tuple[BlockGr
     Float32 because gradients of the order of 1e-5 have squares that vanish in half precision
     (horseee/LLM-Pruner#23: element-1 and mix gave the same perplexity).
     """
+    check_whole(parent, "a backward pass")
     model = copy.deepcopy(parent).float().requires_grad_(False).eval()
     watched = [dict(layer.projections()) for layer in layers_of(model)]
     for block in watched:

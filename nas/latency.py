@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from nas.blockwise import fetching
+
 
 @dataclass(frozen=True)
 class Latency:
@@ -43,7 +45,8 @@ def measure_latency(
 ) -> list[Latency]:
     """Latency of several models in turn, A B A B …, so that a drift of the machine's speed meets all alike.
 
-    The first round warms up and is not counted. `progress` is told of each turn of a model.
+    The first round warms up and is not counted. What it takes to fetch the blocks of a placed model, each
+    time they are called, is part of it. `progress` is told of each turn of a model.
     """
     generator = torch.Generator().manual_seed(0)
     vocabulary = min(int(model.config.vocab_size) for model in models)
@@ -52,7 +55,8 @@ def measure_latency(
     decode: list[list[float]] = [[] for _ in models]
     for turn in range(repeats + 1):
         for index, model in enumerate(models):
-            first, rest = _once(model, ids.to(model.device), tokens)
+            with fetching(model) as device:
+                first, rest = _once(model, ids.to(device), tokens)
             if turn:
                 prefill[index].append(1e3 * first)
                 decode[index].append(1e3 * rest)

@@ -14,8 +14,9 @@ def damped(gram: Tensor, relative: float = DAMPING) -> Tensor:
 
     A Gram matrix of zeros (a dead module) gets lambda = `relative`, so that it can be inverted as well.
     """
-    eye = torch.eye(gram.shape[0], dtype=torch.float64, device=gram.device)
-    return gram.double() + strength(gram, relative) * eye
+    new = gram.clone() if gram.dtype == torch.float64 else gram.double()
+    new.diagonal().add_(strength(gram, relative))
+    return new
 
 
 def strength(gram: Tensor, relative: float) -> float:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -21,7 +25,9 @@ from transformers.utils import logging
 
 from data.errors import InputError
 from nas import baichuan
-from nas.families import check_supported, plain
+from nas.blockwise import ends_of
+from nas.families import check_supported, layers_of, plain, plain_block
+from nas.placement import Placement, place, send_home
 
 DEMO = Path(__file__).resolve().parents[1] / "data" / "demo"
 """The embedded parent, called `demo` on the command line."""
@@ -102,9 +108,18 @@ def _saying_what_failed(name: str) -> Iterator[None]:
 
 
 def load_parent(
-    name: str, device: torch.device, dtype: torch.dtype, revision: str | None = None
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    revision: str | None = None,
+    *,
+    placement: Placement | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model (in evaluation mode, without gradients) and tokenizer of a Hub id, a local folder or `demo`.
+
+    With a `placement` the model is computed on its device block by block. Its weights stay in the files of
+    the checkpoint, memory-mapped, and those that are stored in another dtype, or fused, go block by block
+    into a file of the placement; or they are in memory, where the placement keeps none in files.
 
     Raises `InputError` for an unknown parent, a broken checkpoint or an unsupported family; code that comes
     with a parent is never run.
@@ -113,28 +128,84 @@ def load_parent(
     location = place_of(name)
     config = read_config(name, revision)
     check_supported(config)
+    wanted: torch.dtype | str = dtype if placement is None else "auto"
     with _saying_what_failed(name):
         if isinstance(config, baichuan.PackedConfig):
-            model, loading = baichuan.load_model(location, config, dtype, revision)
+            model, loading = baichuan.load_model(location, config, wanted, revision)
             tokenizer = baichuan.load_tokenizer(location, revision)
         else:
             model, loading = AutoModelForCausalLM.from_pretrained(
-                location, revision=revision, dtype=dtype, output_loading_info=True, trust_remote_code=False
+                location, revision=revision, dtype=wanted, output_loading_info=True, trust_remote_code=False
             )
             tokenizer = AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=False)
     check_complete(name, loading["missing_keys"])
+    model = model.eval().requires_grad_(False)
+    model = plain(model) if placement is None else _at_home(model, dtype, placement)
     broken = [key for key, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())]
     if broken:
         raise InputError(f"{len(broken)} weights of {name} hold NaN or infinity, {broken[0]} among them")
-    return plain(model.eval().requires_grad_(False)).to(device), tokenizer
+    return model.to(device) if placement is None else model, tokenizer
 
 
-def load_checkpoint(
-    name: str | Path, *, trust: bool = False, dtype: torch.dtype | None = None
-) -> PreTrainedModel:
-    """A model to be measured, in evaluation mode, of whatever family; with the code that its checkpoint
-    carries only where that is to be trusted. `InputError` if it lacks weights."""
-    given = {} if dtype is None else {"dtype": dtype}
+def _at_home(model: PreTrainedModel, dtype: torch.dtype, placement: Placement) -> PreTrainedModel:
+    """A model as it was mapped from its checkpoint, changed in place: plain, in this dtype, and placed."""
+    heads = model.config.num_attention_heads
+    if next(model.parameters()).dtype != dtype:
+        for name, buffer in _buffers_in(model.config, dtype).items():
+            *path, last = name.split(".")
+            model.get_submodule(".".join(path))._buffers[last] = buffer
+    for layer in layers_of(model):
+        mapped = set() if layer.layout.experts else {w.data_ptr() for w in layer.module.parameters()}
+        plain_block(layer, heads)
+        _settle(list(layer.module.modules()), mapped, dtype, placement)
+    ends = ends_of(model)
+    _settle(ends, {w.data_ptr() for w in _weights(ends)}, dtype, placement)
+    model.config.dtype = dtype
+    return place(model, placement)
+
+
+def _buffers_in(config: PreTrainedConfig, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The buffers that a model has which is made in this dtype, some of which are rounded to it (gemma's
+    scale of the embeddings); without its weights."""
+
+    def weightless(_: nn.Module, __: str, weight: nn.Parameter | None) -> nn.Parameter | None:
+        return None if weight is None else nn.Parameter(torch.empty_like(weight, device="meta"), False)
+
+    hook = register_module_parameter_registration_hook(weightless)
+    try:
+        return dict(AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype).named_buffers())
+    finally:
+        hook.remove()
+
+
+def _settle(modules: Sequence[nn.Module], mapped: set[int], dtype: torch.dtype, placement: Placement) -> None:
+    """Give what modules hold its dtype and its home; weights at the addresses `mapped` may be there."""
+    weights = _weights(modules)
+    for weight in weights:
+        # In memory where the placement says so: what was mapped is read now, and not again for every pass.
+        weight.data = weight.data.to(dtype, copy=not placement.keep_weights)
+    if placement.keep_weights and any(weight.data_ptr() not in mapped for weight in weights):
+        send_home(modules, placement)
+
+
+def _weights(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
+    return [weight for module in modules for weight in module.parameters(recurse=False)]
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model alone. Raises `InputError` where there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(place_of(name), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"the tokenizer of {name} cannot be loaded ({reason_of(error)}); check the folder or the id"
+        ) from error
+
+
+def load_checkpoint(name: str | Path, *, trust: bool = False, **given: Any) -> PreTrainedModel:
+    """A model to be measured, in evaluation mode, of whatever family, loaded with what is `given` (a dtype, a
+    device map); with the code that its checkpoint carries only where that is to be trusted. `InputError` if
+    it lacks weights."""
     model, loading = AutoModelForCausalLM.from_pretrained(
         name, trust_remote_code=trust, output_loading_info=True, **given
     )

@@ -7,24 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from nas.evidence import Evidence
+from nas.block_files import KINDS, choices_of_block, fill, permuted_in_files, read
 from nas.importance import CRITERIA
-from nas.ranking import Ranking, permute, permute_statistics, rank
-from nas.repair.bank import Bank, attention_key, mlp_key, repair_block
+from nas.placement import placement_of
+from nas.ranking import Ranking, permute
+from nas.repair.bank import Bank, attention_key, mlp_key
 from nas.sampling import Hints
 from nas.shape import Shape
 from nas.space import SearchSpace
@@ -67,75 +63,36 @@ def prepare(
     """Calibrate on `windows` (n, seq_len), rank by the criterion named `ranking`, permute and fill the bank.
 
     `inputs` names all that the result depends on besides the arguments here (the parent's digest, how the
-    windows were made); a result with the same inputs is read from `cache` instead of being computed. The
-    parent itself is left as it is.
+    windows were made); what is in `cache` for the same inputs is not computed again, block by block. The
+    permuted parent of a placed one lies in the cache, too. The parent itself is left as it is.
     """
     key = {**inputs, "ranking": ranking, "knobs": space.knobs, "format": FORMAT}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    path = cache / f"{digest}.safetensors"
-    stored = _read(path)
-    if stored is None:
-        stored = _compute(parent, shape, space, windows, ranking, batch_size, seed, quiet)
-        _write(path, stored)
-        stored = _read(path) or stored
-    orders = Ranking(
-        *(
-            tuple(stored[f"order.{kind}.{i}"].to(parent.device) for i in range(shape.blocks))
-            for kind in ("groups", "queries", "channels")
-        )
-    )
-    matrices = {k.removeprefix("matrix."): v for k, v in stored.items() if k.startswith("matrix.")}
-    errors = {k.removeprefix("error."): float(v) for k, v in stored.items() if k.startswith("error.")}
+    folder = cache / digest
+    fill(
+        parent, shape, space, windows, CRITERIA[ranking], folder,
+        batch_size=batch_size, seed=seed, quiet=quiet,
+    )  # fmt: skip
+    blocks = [read(folder, block) or {} for block in range(shape.blocks)]
+    matrices = {k.removeprefix("matrix."): v for b in blocks for k, v in b.items() if k.startswith("matrix.")}
+    errors = {
+        k.removeprefix("error."): float(v) for b in blocks for k, v in b.items() if k.startswith("error.")
+    }
     attention_error, mlp_error = _error_tables(shape, space, errors)
     if parent.device.type != "cpu":
         matrices = {name: matrix.to(parent.device) for name, matrix in matrices.items()}
+    if placement_of(parent) is None:
+        orders = Ranking(*(tuple(b[f"order.{kind}"].to(parent.device) for b in blocks) for kind in KINDS))
+        permuted = permute(parent, shape, orders)
+    else:
+        permuted = permuted_in_files(parent, shape, folder)
     return Prepared(
-        parent=permute(parent, shape, orders),
+        parent=permuted,
         bank=Bank(matrices, errors),
-        influence=stored["influence"].numpy(),
+        influence=np.array([float(b["influence"]) for b in blocks]),
         attention_error=attention_error,
         mlp_error=mlp_error,
     )
-
-
-def choices_of_block(space: SearchSpace, block: int) -> tuple[dict[int, tuple[int, ...]], tuple[int, ...]]:
-    """What a bank must hold of a block: KV groups by queries per group, and FFN widths, without the skips."""
-    groups = tuple(g for g in space.knobs[f"{block}.kv_groups"] if g)
-    heads = {queries: groups for queries in space.knobs[f"{block}.queries_per_group"]}
-    return heads, tuple(width for width in space.knobs[f"{block}.ffn"] if width)
-
-
-def _compute(
-    parent: PreTrainedModel,
-    shape: Shape,
-    space: SearchSpace,
-    windows: Tensor,
-    ranking: str,
-    batch_size: int,
-    seed: int,
-    quiet: bool,
-) -> dict[str, Tensor]:
-    """Everything that is cached, as named tensors."""
-    with tqdm(total=len(windows), desc="calibration", unit="window", disable=quiet, leave=False) as bar:
-        evidence = Evidence(parent, shape, windows, batch_size, seed, progress=_ticker(bar))
-        statistics = evidence.statistics
-    with tqdm(total=shape.blocks, desc="ranking", unit="block", disable=quiet, leave=False) as bar:
-        orders = rank(evidence, CRITERIA[ranking], progress=_ticker(bar))
-    permuted = permute(parent, shape, orders)
-    statistics = permute_statistics(shape, statistics, orders)
-    stored: dict[str, Tensor] = {"influence": torch.tensor(statistics.influence, dtype=torch.float64)}
-    for block in tqdm(range(shape.blocks), desc="repair bank", unit="block", disable=quiet, leave=False):
-        for kind in ("groups", "queries", "channels"):
-            stored[f"order.{kind}.{block}"] = getattr(orders, kind)[block].cpu()
-        heads, widths = choices_of_block(space, block)
-        bank = repair_block(permuted, shape, statistics, block, heads, widths)
-        stored |= {f"matrix.{name}": matrix.cpu().clone() for name, matrix in bank.matrices.items()}
-        stored |= {f"error.{name}": torch.tensor(value) for name, value in bank.errors.items()}
-    return stored
-
-
-def _ticker(bar: tqdm[None]) -> Callable[[int], object]:
-    return lambda done: bar.update(done)
 
 
 def _error_tables(
@@ -152,19 +109,3 @@ def _error_tables(
         for width in widths:
             mlp[block, width] = errors[mlp_key(block, width)]
     return attention, mlp
-
-
-def _read(path: Path) -> dict[str, Tensor] | None:
-    """The cached tensors, memory-mapped; None if there are none or the file is damaged."""
-    try:
-        return load_file(path) if path.is_file() else None
-    except (SafetensorError, OSError):
-        return None
-
-
-def _write(path: Path, stored: dict[str, Tensor]) -> None:
-    """Written beside and renamed, so that a file that is there is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(f".{os.getpid()}.part")
-    save_file(stored, beside)
-    beside.replace(path)

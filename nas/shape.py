@@ -68,6 +68,11 @@ class Shape:
         """The parent's widths, (blocks, 3)."""
         return np.tile([self.kv_groups, self.queries_per_group, self.ffn], (self.blocks, 1))
 
+    @property
+    def mlp_units(self) -> str:
+        """What `ffn` counts, in words."""
+        return "experts" if self.experts_per_token else "FFN channels"
+
     def narrowed(self, hidden: int) -> Shape:
         """The shape of the same parent with `hidden` of its hidden channels: a parent like any other.
 
@@ -133,9 +138,7 @@ def check_fits(architecture: Architecture, shape: Shape) -> None:
     for block in architecture.blocks:
         limits = (shape.blocks - 1, shape.kv_groups, shape.queries_per_group, shape.ffn)
         kept = (block.source, block.kv_groups, block.queries_per_group, block.ffn)
-        words = ("layer index", "KV groups", "queries per group", "FFN channels")
-        if shape.experts_per_token:
-            words = (*words[:3], "experts")
+        words = ("layer index", "KV groups", "queries per group", shape.mlp_units)
         for word, have, limit in zip(words, kept, limits, strict=True):
             if have > limit:
                 raise InputError(f"block {block.source}: {word} {have} exceeds the parent's {limit}")

@@ -23,15 +23,16 @@ from nas.modeling_subnet import (
     skip_attention,
     skip_mlp,
 )
+from nas.placement import owned
 from nas.shape import Shape, check_fits
 from nas.surgery import cut_norm, hold, linear_of, opened, shell, sliced, writer
 
 RotaryOrders = Sequence[Tensor]
-"""For each block of the parent, the rotary pairs of each KV group, most important first, (kv_groups,
-head_dim / 2); pair i is channels i and i + head_dim / 2 of all heads of its group."""
+"""For each block, the rotary pairs of each KV group, most important first, (kv_groups, head_dim / 2); pair i:
+channels i and i + head_dim / 2 of all heads of its group."""
 
 ChannelOrders = Sequence[Tensor]
-"""For each block of the parent, its FFN channels, most important first, (ffn,)."""
+"""For each block, its FFN channels, most important first, (ffn,)."""
 
 
 class OutputMatrices(Protocol):
@@ -62,17 +63,16 @@ def cut(
     """The subnet of a permuted parent.
 
     Weights are prefix views of the parent's and, with a `bank`, its repaired output matrices: nothing is
-    copied, except query rows where fewer than all queries of a group are kept, the gains of norms where fewer
-    hidden channels are, and projections of heads that are kept in part: those keep the first pairs of the
-    `rotary` orders. With `channels` the parent need not be permuted: MLPs are copies of their first ones.
-    `own=True` copies everything, so that the subnet can be trained or outlive the parent. `gradients=True`
-    keeps the way back: what the subnet's loss says of its weights becomes gradients of the parent's, which
-    asks for them; such weights are no parameters of the subnet, and cannot be owned. The parent is not
-    changed. Raises `InputError` if the architecture does not fit, `ValueError` for a `bank` with `channels`.
+    copied, except query rows where not all queries of a group are kept, the gains of norms where fewer hidden
+    channels are, and projections of heads that are kept in part: the first pairs of the `rotary` orders. With
+    `channels` the parent need not be permuted: MLPs are copies of their first ones. `own=True` copies all, so
+    that the subnet can be trained or outlive the parent (see `owned`). `gradients=True` keeps the way back:
+    what the subnet's loss says of its weights becomes gradients of the parent's; they are no parameters of
+    it. The parent is not changed. `InputError` for what does not fit, `ValueError` for a bank with channels.
     """
     with torch.set_grad_enabled(gradients):
         subnet = _cut(parent, shape, architecture, bank, rotary, channels)
-    return copy.deepcopy(subnet) if own else subnet
+    return owned(subnet) if own else subnet
 
 
 def _cut(

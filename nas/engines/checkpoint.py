@@ -17,11 +17,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig
 
-from data.errors import InputError
-from nas.parent import reason_of
+from data.errors import InputError, first_line
+from nas.families.table import PREFIX, family_name
 
-OWN = "secateur_"
-"""What the model types of subnets begin with whose blocks differ (see `nas.export`)."""
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
@@ -45,7 +43,12 @@ class Checkpoint:
     @property
     def family(self) -> str:
         """The model type, of a subnet its family's."""
-        return str(self.config.get("model_type", "")).removeprefix(OWN)
+        return family_name(str(self.config.get("model_type", "")))
+
+    @property
+    def has_own_type(self) -> bool:
+        """Whether it is a subnet that carries its code (see `nas.export`)."""
+        return str(self.config.get("model_type", "")).startswith(PREFIX)
 
     @property
     def head_dim(self) -> int:
@@ -127,9 +130,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     inner = folder / "checkpoint"
     if not (folder / "config.json").is_file() and (inner / "config.json").is_file():
         raise InputError(f"{folder} holds a run and no model itself; did you mean {inner}?")
-    config = _json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if (folder / INDEX).is_file():
-        stored = _json(folder / INDEX).get("weight_map", {})
+        stored = read_json(folder / INDEX).get("weight_map", {})
         places = {str(name): folder / str(file) for name, file in stored.items()}
     elif (folder / SINGLE).is_file():
         try:
@@ -148,18 +151,19 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 def _complete(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     """A configuration with what its family takes where a file says nothing; a subnet's is complete."""
     kind = config.get("model_type", "")
-    if kind.startswith(OWN):
+    if kind.startswith(PREFIX):
         return config
     try:
         written: dict[str, Any] = AutoConfig.for_model(**config).to_dict()
     except Exception as error:  # whatever the library makes of an unknown type or a wrong value
         raise InputError(
-            f"{folder / 'config.json'} names no model of transformers ({reason_of(error)}); check it"
+            f"{folder / 'config.json'} names no model of transformers ({first_line(error)}); check it"
         ) from error
     return {**written, **{name: value for name, value in config.items() if name not in written}}
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """What a JSON file of a checkpoint holds by name; `InputError` for one that is not there or cut off."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

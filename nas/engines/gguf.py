@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from data.errors import InputError
-from nas.engines.checkpoint import Checkpoint, Widths
+from nas.engines.checkpoint import Checkpoint, Widths, read_json
 from nas.engines.engine import Choices, Engine, every_multiple, whole
 from nas.engines.gguf_layout import BLOCK, Entry, Layout, check_model, check_uneven, entries, plan
 from nas.engines.gguf_rope import rope_of
 from nas.engines.gguf_tokenizer import Vocabulary, read_vocabulary
+from nas.export import RECORD
 from nas.space import SearchSpace
 
 DTYPES = {"f16": 1, "bf16": 32, "f32": 0, "q8_0": 7}
@@ -122,9 +123,11 @@ def _describe(writer: Any, checkpoint: Checkpoint, layout: Layout, dtype: str) -
     if rope.linear is not None:
         writer.add_string(f"{layout.architecture}.rope.scaling.type", "linear")
         writer.add_rope_scaling_factor(rope.linear)
-    record = checkpoint.folder / "architecture.json"
+    record = checkpoint.folder / RECORD
     if record.is_file():
-        found = json.loads(record.read_text(encoding="utf-8"))
+        found = read_json(record)
+        if "architecture" not in found:
+            raise InputError(f"{record} says nothing of an architecture; fetch the checkpoint again")
         writer.add_string("secateur.architecture", json.dumps(found["architecture"]))
 
 
@@ -172,6 +175,10 @@ def _notes(
         notes.append(f"{wider} matrices whose rows are no multiples of {BLOCK} are in f16")
     if vocabulary is None:
         notes.append("without a tokenizer: feed it token ids")
+    elif vocabulary.composes:
+        notes.append(
+            "llama.cpp does not bring text into the form NFC as the tokenizer does: give it such text"
+        )
     return notes
 
 

@@ -21,10 +21,12 @@ import numpy as np
 from data.errors import InputError
 from nas.engines.checkpoint import Checkpoint, Widths, head_dim_of
 from nas.engines.gguf_rope import Array, interleaved, rope_of
+from nas.families.table import family_name
 
 LLAMA = ("llama", "mistral", "qwen2")
 """Families that are LLaMA, with or without biases."""
-FAMILIES = (*LLAMA, "qwen3")
+SUPPORTED = (*LLAMA, "qwen3")
+"""Families that llama.cpp is given."""
 BLOCK = 32
 """Weights that share a scale in Q8_0, and so what the rows it holds are multiples of."""
 _KNOWN = re.compile(
@@ -60,11 +62,11 @@ class Layout:
 
 def check_model(config: Mapping[str, Any]) -> None:
     """Raise `InputError` unless llama.cpp computes what a model of this configuration does."""
-    family = str(config.get("model_type", "")).removeprefix("secateur_")
-    if family not in FAMILIES:
+    family = family_name(str(config.get("model_type", "")))
+    if family not in SUPPORTED:
         raise InputError(
-            f"models of the family {family!r} cannot be exported to gguf; {', '.join(FAMILIES)} can, and any "
-            "to hf"
+            f"models of the family {family!r} cannot be exported to gguf; {', '.join(SUPPORTED)} can, and "
+            "any to hf"
         )
     window, longest = config.get("sliding_window"), int(config["max_position_embeddings"])
     in_use = family == "mistral" or "sliding_attention" in (config.get("layer_types") or ())
@@ -84,10 +86,7 @@ def check_model(config: Mapping[str, Any]) -> None:
 
 def check_uneven(config: Mapping[str, Any]) -> None:
     """Raise `InputError` unless blocks of different widths can be written."""
-    if (
-        config.get("model_type", "").removeprefix("secateur_") == "qwen3"
-        and not config["tie_word_embeddings"]
-    ):
+    if family_name(str(config.get("model_type", ""))) == "qwen3" and not config["tie_word_embeddings"]:
         raise InputError(
             "llama.cpp can run Qwen 3 with blocks of different widths only if its head is tied to its "
             "embedding, and this one's is not; export to hf, or cut all blocks alike"

@@ -6,7 +6,6 @@ words it knows by name, and those of SentencePiece (`llama`), where merges follo
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from data.errors import InputError
+from nas.engines.checkpoint import read_json
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """GGUF's types of tokens."""
@@ -40,7 +40,8 @@ SPLITS = {
 @dataclass(frozen=True)
 class Vocabulary:
     """What GGUF's `tokenizer.ggml.*` hold: the `model`, for byte-level ones what splits words (`pre`) and the
-    merges, for SentencePiece's the scores; token ids by role, whether texts get the first and last one."""
+    merges, for SentencePiece's the scores; token ids by role, whether texts get the first and last one, and
+    whether the tokenizer `composes` letters first (Unicode's NFC), which llama.cpp does not."""
 
     model: str
     tokens: Sequence[str]
@@ -52,6 +53,7 @@ class Vocabulary:
     merges: Sequence[str] = ()
     scores: Sequence[float] = ()
     space_first: bool | None = None
+    composes: bool = False
     chat_template: str | None = None
 
 
@@ -65,7 +67,7 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any]) -> Vocabulary:
         raise InputError(
             f"{folder} has no tokenizer.json; save the tokenizer in its fast form, or give --no-tokenizer"
         )
-    stored = json.loads(path.read_text(encoding="utf-8"))
+    stored = read_json(path)
     size = int(config["vocab_size"])
     model, added = stored["model"], stored.get("added_tokens") or []
     if model.get("type") not in (None, "BPE") or "merges" not in model:
@@ -103,7 +105,7 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any]) -> Vocabulary:
         )
     return Vocabulary(
         "gpt2", types=[types.get(index, UNUSED) for index in range(size)], merges=merges,
-        pre=_split_name(stored, path), **common,
+        pre=_split_name(stored, path), composes=_composes(stored, path), **common,
     )  # fmt: skip
 
 
@@ -114,6 +116,20 @@ def _parts(stored: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
         return []
     key = "normalizers" if kind == "normalizer" else "pretokenizers"
     return list(found[key]) if found["type"] == "Sequence" else [found]
+
+
+def _composes(stored: Mapping[str, Any], path: Path) -> bool:
+    """Whether a byte-level tokenizer brings text into the form NFC, in which most text is, before all else.
+
+    Raises `InputError` for whatever else changes text: llama.cpp's byte-level tokenizers take it as it is.
+    """
+    kinds = [each["type"] for each in _parts(stored, "normalizer")]
+    if not set(kinds) <= {"NFC"}:
+        raise InputError(
+            f"{path} changes text by {', '.join(kinds)} before it splits it, and llama.cpp's byte-level "
+            "tokenizers take it as it is; give --no-tokenizer and feed it token ids"
+        )
+    return bool(kinds)
 
 
 def _split_name(stored: Mapping[str, Any], path: Path) -> str:
@@ -165,7 +181,7 @@ def _roles(
     settings: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():
-            settings |= json.loads((folder / name).read_text(encoding="utf-8"))
+            settings |= read_json(folder / name)
     ids: dict[str, int] = {}
     for ours, word in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
         token = settings.get(f"{ours}_token")

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data.errors import InputError
-from nas.engines.checkpoint import INDEX, Checkpoint
+from nas.engines.checkpoint import INDEX, Checkpoint, read_json
 from nas.engines.engine import Choices, Engine, whole
 from nas.space import SearchSpace
 
@@ -34,17 +34,19 @@ def write(checkpoint: Checkpoint, out: Path, choices: Choices) -> list[str]:
         partial.mkdir()
         copy_others(checkpoint, partial)
         dtype = save_weights(checkpoint, partial, choices)
-        config = json.loads((checkpoint.folder / "config.json").read_text(encoding="utf-8"))
+        write_config(read_json(checkpoint.folder / "config.json"), dtype, partial)
         if dtype is not None:
-            config.pop("torch_dtype", None)
-            config["dtype"] = dtype
-        write_config(config, partial)
+            tell(partial, f"The weights are in {dtype} here, which loads as above.")
     return [f"written for transformers, weights in {dtype or 'the dtype they had'}"]
 
 
-def write_config(config: Mapping[str, Any], folder: Path) -> None:
-    """`config.json`, as transformers writes it."""
-    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+def write_config(config: Mapping[str, Any], dtype: str | None, folder: Path) -> None:
+    """`config.json`, as transformers writes it, with the name of the weights' dtype if that was chosen."""
+    settings = dict(config)
+    if dtype is not None:
+        settings.pop("torch_dtype", None)  # its name in older files
+        settings["dtype"] = dtype
+    text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
 
 
@@ -54,7 +56,18 @@ def copy_others(checkpoint: Checkpoint, folder: Path) -> None:
         weights = path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
         index = path.name.endswith(".index.json")
         if path.is_file() and not (weights or index or path.name == "config.json"):
-            shutil.copy(path, folder)
+            shutil.copyfile(path, folder / path.name)
+
+
+def tell(folder: Path, changed: str) -> None:
+    """Add to the model card, where there is one, what an export `changed` of the checkpoint it describes."""
+    card = folder / "README.md"
+    if card.is_file():
+        with card.open("a", encoding="utf-8") as file:
+            file.write(
+                f"\n## Exported\n\n{changed} Scores and costs above are those of the checkpoint that this "
+                "one was exported from, and were not measured again.\n"
+            )
 
 
 def save_weights(checkpoint: Checkpoint, folder: Path, choices: Choices) -> str | None:

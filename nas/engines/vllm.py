@@ -15,7 +15,6 @@ vLLM runs by its model type.
 from __future__ import annotations
 
 import inspect
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,18 +22,19 @@ from typing import Any
 
 from data.errors import InputError
 from nas.engines import backbone, configuration_decilm
-from nas.engines.checkpoint import OWN, Checkpoint
+from nas.engines.checkpoint import Checkpoint, read_json
 from nas.engines.engine import Choices, Engine, whole
-from nas.engines.hf import DTYPES, copy_others, save_weights, write_config
+from nas.engines.hf import DTYPES, copy_others, save_weights, tell, write_config
+from nas.export import CODE
 from nas.space import SearchSpace
 
 DECILM = ("llama", "mistral", "qwen2")
 """Families that DeciLM computes: LLaMA with or without biases."""
-FAMILIES = (
+SUPPORTED = (
     *DECILM, "ministral", "qwen3", "smollm3", "granite", "helium", "gemma", "gemma2", "gemma3_text",
 )  # fmt: skip
 """Families whose subnets are written for it: those that name their projections as LLaMA does."""
-DECILM_CODE, MODEL_CODE = "configuration_decilm.py", "modeling_subnet.py"
+DECILM_CODE = "configuration_decilm.py"
 _SAME = (
     "attention_bias", "mlp_bias", "bos_token_id", "eos_token_id", "pad_token_id", "head_dim", "hidden_act",
     "hidden_size", "initializer_range", "max_position_embeddings", "num_attention_heads",
@@ -63,7 +63,7 @@ def restrict(space: SearchSpace, config: Mapping[str, Any], added_biases: bool) 
 
 def write(checkpoint: Checkpoint, out: Path, choices: Choices) -> list[str]:
     """A folder, in the form that suits."""
-    own = str(checkpoint.config["model_type"]).startswith(OWN)
+    own = checkpoint.has_own_type
     form = choices.form
     if form == "auto":
         form = "plain" if not own else "per_layer_config" if _not_decilm(checkpoint) else "block_configs"
@@ -76,15 +76,16 @@ def write(checkpoint: Checkpoint, out: Path, choices: Choices) -> list[str]:
         partial.mkdir()
         copy_others(checkpoint, partial)
         if form == "block_configs":
-            (partial / MODEL_CODE).unlink(missing_ok=True)
+            (partial / CODE).unlink(missing_ok=True)
             shutil.copy(configuration_decilm.__file__, partial / DECILM_CODE)
         if form == "per_layer_config":
-            with (partial / MODEL_CODE).open("a", encoding="utf-8") as code:
+            with (partial / CODE).open("a", encoding="utf-8") as code:
                 code.write("\n\n" + inspect.getsource(backbone.SubnetModel))
         dtype = save_weights(checkpoint, partial, choices)
-        if dtype is not None:
-            config["dtype"] = dtype
-        write_config(config, partial)
+        write_config(config, dtype, partial)
+        if form != "plain" or dtype is not None:
+            weights = "" if dtype is None else f" Its weights are in {dtype}."
+            tell(partial, f"This checkpoint was written for vLLM: {WORDS[form]}.{weights} {LOADING[form]}")
     return [
         f"written for vLLM: {WORDS[form]}",
         "not run on vLLM: its code was read, and this follows its rules",
@@ -97,13 +98,19 @@ WORDS = {
     "per_layer_config": "for its Transformers backend; start it with --model-impl transformers "
     "--trust-remote-code",
 }
+LOADING = {
+    "plain": "It loads as above.",
+    "block_configs": "Transformers does not load it, whatever is said above.",
+    "per_layer_config": "In transformers it loads as above.",
+}
+"""How transformers loads each form, for the model card."""
 
 
 def _check_family(family: str) -> None:
     """Raise `InputError` for a family whose blocks may not differ."""
-    if family not in FAMILIES:
+    if family not in SUPPORTED:
         raise InputError(
-            f"subnets of the family {family!r} cannot be exported to vllm; {', '.join(FAMILIES)} can, and "
+            f"subnets of the family {family!r} cannot be exported to vllm; {', '.join(SUPPORTED)} can, and "
             "any to hf"
         )
 
@@ -124,14 +131,13 @@ def _not_decilm(checkpoint: Checkpoint) -> str | None:
 
 def _plain(checkpoint: Checkpoint) -> dict[str, Any]:
     """The configuration as it is."""
-    if str(checkpoint.config["model_type"]).startswith(OWN):
+    if checkpoint.has_own_type:
         raise InputError("the blocks differ in width, which a plain checkpoint cannot say; give --form auto")
     return _stored(checkpoint)
 
 
 def _stored(checkpoint: Checkpoint) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((checkpoint.folder / "config.json").read_text(encoding="utf-8"))
-    return found
+    return read_json(checkpoint.folder / "config.json")
 
 
 def _check_heads(checkpoint: Checkpoint) -> int:
@@ -201,8 +207,8 @@ def block_configs(checkpoint: Checkpoint) -> dict[str, Any]:
 def _per_layer(checkpoint: Checkpoint) -> dict[str, Any]:
     """The subnet's own configuration, that also says where its model without head is, and the heads that all
     blocks have; a block without attention says nothing of heads."""
-    if not (checkpoint.folder / MODEL_CODE).is_file():
-        raise InputError(f"{checkpoint.folder} has no {MODEL_CODE}, and is plain: give --form auto")
+    if not (checkpoint.folder / CODE).is_file():
+        raise InputError(f"{checkpoint.folder} has no {CODE}, and is plain: give --form auto")
     heads, config = _check_heads(checkpoint), _stored(checkpoint)
     kv_heads = sorted({block.kv_heads for block in checkpoint.blocks if block.heads})
     config["num_attention_heads"] = heads
@@ -217,7 +223,7 @@ def _per_layer(checkpoint: Checkpoint) -> dict[str, Any]:
         if own:
             layers[str(index)] = own
     config["per_layer_config"] = layers
-    config["auto_map"]["AutoModel"] = f"{Path(MODEL_CODE).stem}.SubnetModel"
+    config["auto_map"]["AutoModel"] = f"{Path(CODE).stem}.SubnetModel"
     return config
 
 

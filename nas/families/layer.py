@@ -122,12 +122,7 @@ class Layer:
 
     def attend(self, x: Tensor, arguments: Mapping[str, Any]) -> Tensor:
         """The attention's output for a normed input and the keywords that it gets for one window."""
-        biases = arguments.get("alibi")
-        if (
-            biases is not None and biases.dim() == 3
-        ):  # (heads, 1, length), which do not broadcast over a batch
-            arguments = {**arguments, "alibi": biases.repeat(len(x), 1, 1)}
-        return self.attention(hidden_states=x, **arguments)[0]
+        return self.attention(hidden_states=x, **of_batch(arguments, len(x)))[0]
 
     def opened(self, x: Tensor) -> Tensor:
         """What the activation function makes of a normed input, (..., P): of its gates, if any."""
@@ -150,6 +145,14 @@ class Layer:
     def read(self, before: Tensor, behind: Tensor) -> Tensor:
         """Which stream the MLP reads: that before the block, or that behind its attention."""
         return before if self.layout.parallel else behind
+
+
+def of_batch(arguments: Mapping[str, Any], size: int) -> Mapping[str, Any]:
+    """Keywords for one window as they are for a batch of this size."""
+    biases = arguments.get("alibi")
+    if biases is not None and biases.dim() == 3:  # (heads, 1, length), which do not broadcast over a batch
+        return {**arguments, "alibi": biases.repeat(size, 1, 1)}
+    return arguments
 
 
 def blocks_of(model: PreTrainedModel) -> nn.ModuleList:

@@ -55,22 +55,28 @@ def plain(model: PreTrainedModel) -> PreTrainedModel:
     """The model, changed in place, with every projection of its blocks an `nn.Linear`; the same function up
     to rounding. A model that is so already stays as it is."""
     for layer in layers_of(model):
-        lay, block = layer.layout, layer.module
-        has_attention = hasattr(block.get_submodule(lay.attention), lay.output)
-        if has_attention:
-            _unfuse_attention(layer, model.config.num_attention_heads)
-            _straighten(block, lay.within("attention", lay.output))
-        if lay.experts or not hasattr(block.get_submodule(lay.mlp), lay.down.split(".")[-1]):
-            continue
-        if lay.gate_up:
-            fused = block.get_submodule(lay.within("mlp", lay.gate_up))
-            if isinstance(fused, nn.Linear):
-                parts = dict(zip(("gate_proj", "up_proj"), _split(fused, 2), strict=True))
-                block.set_submodule(lay.within("mlp", lay.gate_up), Fused(parts))
-        else:
-            _straighten(block, lay.within("mlp", lay.up))
-        _straighten(block, lay.within("mlp", lay.down))
+        plain_block(layer, model.config.num_attention_heads)
     return model
+
+
+@torch.no_grad()
+def plain_block(layer: Layer, heads: int) -> None:
+    """The same for one block of a model with so many query heads."""
+    lay, block = layer.layout, layer.module
+    has_attention = hasattr(block.get_submodule(lay.attention), lay.output)
+    if has_attention:
+        _unfuse_attention(layer, heads)
+        _straighten(block, lay.within("attention", lay.output))
+    if lay.experts or not hasattr(block.get_submodule(lay.mlp), lay.down.split(".")[-1]):
+        return
+    if lay.gate_up:
+        fused = block.get_submodule(lay.within("mlp", lay.gate_up))
+        if isinstance(fused, nn.Linear):
+            parts = dict(zip(("gate_proj", "up_proj"), _split(fused, 2), strict=True))
+            block.set_submodule(lay.within("mlp", lay.gate_up), Fused(parts))
+    else:
+        _straighten(block, lay.within("mlp", lay.up))
+    _straighten(block, lay.within("mlp", lay.down))
 
 
 def native_state(model: PreTrainedModel) -> dict[str, Tensor]:

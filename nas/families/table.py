@@ -240,9 +240,14 @@ def family_named(kind: str, config: PreTrainedConfig) -> Family:
     return entry if isinstance(entry, Family) else entry(config)
 
 
+def family_name(kind: str) -> str:
+    """The family behind a model type, which a checkpoint that carries its code puts `PREFIX` before."""
+    return kind.removeprefix(PREFIX)
+
+
 def layout_of(config: PreTrainedConfig) -> Layout:
     """Where a parent, or a subnet as it is loaded from its checkpoint, has its parts."""
     kind = str(config.model_type)
     if kind.startswith(PREFIX):
-        return family_named(kind.removeprefix(PREFIX), config).layout
+        return family_named(family_name(kind), config).layout
     return family_of(config).layout

@@ -28,11 +28,13 @@ class Criterion:
     `invariant`: the scores of channels and heads do not change when a channel's column of the output matrix
     is multiplied and the row that feeds it divided by the same number, which changes nothing in what the
     network computes. `experts`: it can score those of a mixture, which have no rows and columns of their own.
+    `gradients`: it needs those of the whole parent, which then must be whole on its device.
     """
 
     score: Score
     invariant: bool
     experts: bool = False
+    gradients: bool = False
 
     def __call__(self, evidence: Evidence, block: int) -> UnitScores:
         """The scores; `InputError` for a mixture of experts that the criterion cannot score."""

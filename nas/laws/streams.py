@@ -91,19 +91,20 @@ def stream_replayed(case: Case) -> None:
     """The stream taken apart into norms, modules and sums is the model's own, block by block."""
     parent, windows = case.permuted, random_tokens(case.shape.vocab, batch=5)
     stream = Stream(parent, windows, batch_size=2)
-    check_equal(torch.cat(stream.before(0)), entry_of(parent, 0, windows), "streams in front of block 0")
+    check_equal(torch.cat([*stream.before(0)]), entry_of(parent, 0, windows), "streams in front of block 0")
     for index, layer in enumerate(layers_of(parent)):
         arguments, before = stream.arguments[index], stream.before(index)
         middle = [attention_part(layer, h, arguments) for h in before]
         behind = [mlp_part(layer, h, b) for h, b in zip(middle, before, strict=True)]
         check_same(
-            torch.cat(before), entry_of(parent, index, windows),
+            torch.cat([*before]), entry_of(parent, index, windows),
             f"the stream taken apart and the model's own, in front of block {index},",
         )  # fmt: skip
-        check_equal(torch.cat(middle), torch.cat(stream.middle(index)), f"the middles of block {index}")
-        check_equal(torch.cat(behind), torch.cat(stream.before(index + 1)), f"streams behind block {index}")
+        check_equal(torch.cat([*middle]), torch.cat([*stream.middle(index)]), f"the middles of block {index}")
+        ends = torch.cat([*stream.before(index + 1)])
+        check_equal(torch.cat([*behind]), ends, f"streams behind block {index}")
     check_same(
-        torch.cat(stream.before(case.shape.blocks)), behind_last(parent, windows),
+        torch.cat([*stream.before(case.shape.blocks)]), behind_last(parent, windows),
         "the stream taken apart and the model's own, behind the last block,",
     )  # fmt: skip
 

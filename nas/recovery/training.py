@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from data.errors import InputError
 from nas.evaluate import evaluate
 from nas.parent import digest_of
+from nas.placement import check_whole
 from nas.recovery import METHODS, Recipe
 from nas.recovery.losses import objective
 from nas.recovery.state import read_state, write_state
@@ -76,6 +77,7 @@ def recover(
     method whose library is missing, and where the loss leaves the finite numbers.
     """
     _check(method, steps, windows, validation)
+    check_whole(model, "training")
     start, device = perf_counter(), model.device
     recipe = recipe or Recipe()
     rate = recipe.learning_rate or METHODS[method].learning_rate

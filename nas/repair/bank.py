@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from nas.architecture import Block
 from nas.calibration import Statistics
-from nas.families import layers_of
+from nas.families import Layer, layers_of
 from nas.linear import prefix_solutions
 from nas.shape import Shape
-from nas.subnet import kept_query_rows
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,6 @@ def mlp_key(source: int, ffn: int) -> str:
     return f"{source}.mlp.{ffn}"
 
 
-@torch.no_grad()
 def repair_block(
     parent: PreTrainedModel,
     shape: Shape,
@@ -72,31 +69,48 @@ def repair_block(
 
     `heads` maps each choice of queries per group to its choices of KV groups, `widths` are the FFN choices.
     """
-    layer = layers_of(parent)[source]
+    grams = statistics.attention_gram[source], statistics.ffn_gram[source]
+    return repair_layer(layers_of(parent)[source], shape, *grams, source, heads, widths)
+
+
+@torch.no_grad()
+def repair_layer(
+    layer: Layer,
+    shape: Shape,
+    attention_gram: Tensor,
+    ffn_gram: Tensor,
+    source: int,
+    heads: Mapping[int, tuple[int, ...]],
+    widths: tuple[int, ...],
+    put: Callable[[Tensor], Tensor] = lambda matrix: matrix,
+) -> Bank:
+    """The same from a block, permuted, and its Gram matrices, also permuted. Every matrix is `put` where it
+    is to be kept before the next is computed."""
     matrices: dict[str, Tensor] = {}
     errors: dict[str, float] = {}
     out = layer.o_proj.weight.detach()
-    gram = statistics.attention_gram[source]
     for queries, groups in heads.items():
-        first = kept_query_rows(shape, Block(source, shape.kv_groups, queries, 0), gram.device)
-        rest = torch.ones(gram.shape[0], dtype=torch.bool, device=gram.device)
-        rest[first] = False
-        order = torch.cat([first, rest.nonzero().flatten()])
+        heads_of = torch.arange(out.shape[1], device=out.device).view(shape.kv_groups, -1, shape.head_dim)
+        first, rest = (heads_of[:, :queries].flatten(), heads_of[:, queries:].flatten())
+        order = torch.cat([first, rest])
         if queries < shape.queries_per_group:
             query = layer.q_proj
-            matrices[queries_key(source, queries)] = query.weight.detach()[first].contiguous()
+            matrices[queries_key(source, queries)] = put(query.weight.detach()[first].contiguous())
             if query.bias is not None:
-                matrices[f"{queries_key(source, queries)}.bias"] = query.bias.detach()[first].contiguous()
+                matrices[f"{queries_key(source, queries)}.bias"] = put(
+                    query.bias.detach()[first].contiguous()
+                )
         widths_of = {count: count * queries * shape.head_dim for count in groups}
-        repaired, error = _prefixes(out[:, order], gram[order][:, order], set(widths_of.values()))
+        repaired, error = _prefixes(
+            out[:, order], attention_gram[order][:, order], set(widths_of.values()), put
+        )
         for count, width in widths_of.items():
             key = attention_key(source, count, queries)
             matrices[key], errors[key] = repaired[width], error[width]
     if layer.layout.experts:
-        errors |= _missing_experts(statistics.ffn_gram[source], source, widths)
+        errors |= _missing_experts(ffn_gram, source, widths)
         return Bank(matrices, errors)
-    down = layer.down_proj.weight.detach()
-    repaired, error = _prefixes(down, statistics.ffn_gram[source], set(widths))
+    repaired, error = _prefixes(layer.down_proj.weight.detach(), ffn_gram, set(widths), put)
     for width in widths:
         key = mlp_key(source, width)
         matrices[key], errors[key] = repaired[width], error[width]
@@ -111,13 +125,17 @@ def _missing_experts(inner: Tensor, source: int, widths: tuple[int, ...]) -> dic
     return {mlp_key(source, width): float(inner[width:, width:].sum()) / whole for width in widths}
 
 
-def _prefixes(weight: Tensor, gram: Tensor, widths: set[int]) -> tuple[dict[int, Tensor], dict[int, float]]:
+def _prefixes(
+    weight: Tensor, gram: Tensor, widths: set[int], put: Callable[[Tensor], Tensor]
+) -> tuple[dict[int, Tensor], dict[int, float]]:
     """Repaired matrices and relative errors for prefixes of these widths; the full one is `weight` itself."""
     projected, inverse, error = prefix_solutions(weight, gram)
     repaired = {
-        k: weight
-        if k == weight.shape[1]
-        else (projected[:, :k] @ inverse[:k, :k]).to(weight.dtype).contiguous()
+        k: put(
+            weight
+            if k == weight.shape[1]
+            else (projected[:, :k] @ inverse[:k, :k]).to(weight.dtype).contiguous()
+        )
         for k in widths
     }
     whole = float(error[0]) or 1.0

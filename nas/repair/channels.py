@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from nas.calibration import GramSum
 from nas.families import MLP, Layer
 from nas.linear import conjugate_gradients, damped, ridge, strength
+from nas.placement import Keep
 
 LENGTHS = (1.0, 0.5, 0.25)
 """Shares of a step that are tried in turn until one does not raise the error."""
@@ -24,6 +25,7 @@ def refit_channels(
     output_damping: float,
     sweeps: int = 4,
     steps: int = 4,
+    keep: Keep = list,
 ) -> None:
     """Refit gate_proj and up_proj, then down_proj, of an MLP in place, `sweeps` times.
 
@@ -43,12 +45,13 @@ def refit_channels(
 
     `inputs` are the normed inputs in batches (batch, seq_len, hidden), `residual` the target minus the MLP's
     present output without its bias, batch by batch. Takes the memory of one to two times the MLP's
-    activations, two streams in float32, and a dozen matrices like gate and up together in float64.
+    activations, two streams in float32, and a dozen matrices like gate and up together in float64; how the
+    activations and streams are kept, `keep` says.
     """
     inputs_of, down = layer.inputs(MLP)[::-1], layer.down_proj  # up_proj first
-    flat = [x.flatten(0, -2) for x in inputs]  # (tokens, hidden) each
-    left = [part.flatten(0, -2).float() for part in residual]
-    wanted = [part + _output(down, layer.channels(x)) for part, x in zip(left, flat, strict=True)]
+    flat = keep(x.flatten(0, -2) for x in inputs)  # (tokens, hidden) each
+    left = keep(part.flatten(0, -2).float() for part in residual)
+    wanted = keep(part + _output(down, layer.channels(x)) for part, x in zip(left, flat, strict=True))
     for sweep in range(sweeps):
         share = slice(sweep, None, sweeps) if len(flat) >= sweeps else slice(None)
         factors = [_factors(layer, x) for x in flat[share]]
@@ -60,17 +63,17 @@ def refit_channels(
             else:
                 for linear, weight in zip(inputs_of, present, strict=True):
                     linear.weight.data = weight
-            hidden = [layer.channels(x) for x in flat]
-            left = [goal - _output(down, h) for goal, h in zip(wanted, hidden, strict=True)]
+            hidden = keep(layer.channels(x) for x in flat)
+            left = keep(goal - _output(down, h) for goal, h in zip(wanted, hidden, strict=True))
             if _squares(left) <= before:
                 break
         gram, cross = GramSum(), GramSum()
         for h, goal in zip(hidden, wanted, strict=True):
             gram.add(h)
             cross.add(goal, h)
-        fitted = ridge(gram.mean, cross.mean, down.weight.double(), output_damping)
+        fitted = ridge(gram.take(), cross.take(), down.weight.double(), output_damping)
         down.weight.data = fitted.to(down.weight.dtype)
-        left = [goal - _output(down, h) for goal, h in zip(wanted, hidden, strict=True)]
+        left = keep(goal - _output(down, h) for goal, h in zip(wanted, hidden, strict=True))
 
 
 def _output(down: nn.Linear, hidden: Tensor) -> Tensor:
@@ -123,8 +126,10 @@ def _step(
         power += torch.cat([factor.double().square().sum(0) for factor in both])
     passed = weight.double().square().sum(0).repeat(projections) * power / gram.count
     passed = passed.clamp_min(1e-9 * float(passed.max()) or 1.0)[:, None]
-    pull = strength(gram.mean, damping)
-    inverse = torch.linalg.inv(damped(gram.mean, damping))
+    mean = gram.take()
+    pull = strength(mean, damping)
+    inverse = torch.linalg.inv(damped(mean, damping))
+    del mean
 
     def normal(change: Tensor) -> Tensor:
         """J^T W^T W J of a change, and its damping."""
@@ -133,6 +138,6 @@ def _step(
             lines = [(x.float() @ part.T) * factor for part, factor in zip(parts, diagonals, strict=True)]
             back = (sum(lines[1:], lines[0]) @ weight.T) @ weight  # of dh
             product.add(torch.cat([back * factor for factor in diagonals], dim=1), x)
-        return product.mean + pull * passed * change
+        return product.take().add_(pull * passed * change)
 
-    return conjugate_gradients(normal, lambda v: (v / passed) @ inverse, pulled.mean, steps=steps)
+    return conjugate_gradients(normal, lambda v: (v / passed) @ inverse, pulled.take(), steps=steps)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,10 +12,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from data.errors import InputError
-from nas.architecture import Architecture
+from nas.architecture import Architecture, Block
 from nas.calibration import GramSum
 from nas.families import ATTENTION, MLP, Layer, family_of, layers_of
 from nas.linear import ridge
+from nas.placement import Keep, device_of, placement_of, resident, working
 from nas.repair.channels import refit_channels
 from nas.repair.stream import Stream, input_of, mlp_part
 from nas.repair.values import refit_values
@@ -74,7 +75,7 @@ def repair_front_to_back(
             "repaired front to back; keep both whole, or cut without this repair"
         )
     subnet = cut(parent, shape, architecture, bank, own=True)
-    by_interface = family_of(parent.config).by_interface
+    by_interface, placement = family_of(parent.config).by_interface, placement_of(parent)
     own, sources = dense.before(0), layers_of(parent)
     followers = [*architecture.blocks[1:], None]
     for block, layer, follower in zip(architecture.blocks, layers_of(subnet), followers, strict=True):
@@ -84,30 +85,59 @@ def repair_front_to_back(
             behind = dense.before(shape.blocks)
         else:
             behind = dense.before(follower.source) if follower.kv_groups else dense.middle(follower.source)
-        entry = own
-        values = partial(refit_values, layer, arguments, damping=damping.values)
-        if block.kv_groups:
-            own = _repair_module(
-                layer, ATTENTION, own, own, arguments,
-                dense=(source, before),
-                target=middle if block.ffn else behind,
+        with resident(source.module, device_of(parent)), working(layer.module, placement):
+            own = _repair_block(
+                layer, block, own, arguments,
+                dense=(source, before, middle, behind),
                 damping=damping,
-                refit=values if by_interface else None,
-            )  # fmt: skip
-        if block.ffn and layer.layout.experts:
-            own = [mlp_part(layer, h, b) for h, b in zip(own, entry, strict=True)]
-        elif block.ffn:
-            own = _repair_module(
-                layer, MLP, own, entry if layer.layout.parallel else own, {},
-                dense=(source, before if layer.layout.parallel else middle),
-                target=behind,
-                damping=damping,
-                refit=partial(
-                    refit_channels, layer, damping=damping.channels, output_damping=damping.outputs
-                ),
+                values=by_interface,
+                keep=dense.keep,
             )  # fmt: skip
         progress(1)
     return subnet
+
+
+def _repair_block(
+    layer: Layer,
+    block: Block,
+    own: Sequence[Tensor],
+    arguments: Mapping[str, Any],
+    *,
+    dense: tuple[Layer, Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]],
+    damping: Damping,
+    values: bool,
+    keep: Keep,
+) -> Sequence[Tensor]:
+    """Repair both modules of `layer` in place and return the subnet's stream behind it, batch by batch.
+
+    `dense` is the parent's block with its stream before it, behind its attention, and where this block's
+    output is to lead; `values` says whether those of the attention are refitted.
+    """
+    source, before, middle, behind = dense
+    entry, parallel = own, layer.layout.parallel
+    if block.kv_groups:
+        own = _repair_module(
+            layer, ATTENTION, own, own, arguments,
+            dense=(source, before),
+            target=middle if block.ffn else behind,
+            damping=damping,
+            refit=partial(refit_values, layer, arguments, damping=damping.values) if values else None,
+            keep=keep,
+        )  # fmt: skip
+    if block.ffn and layer.layout.experts:
+        return keep(mlp_part(layer, h, b) for h, b in zip(own, entry, strict=True))
+    if block.ffn:
+        own = _repair_module(
+            layer, MLP, own, entry if parallel else own, {},
+            dense=(source, before if parallel else middle),
+            target=behind,
+            damping=damping,
+            refit=partial(
+                refit_channels, layer, damping=damping.channels, output_damping=damping.outputs, keep=keep
+            ),
+            keep=keep,
+        )  # fmt: skip
+    return own
 
 
 def _repair_module(
@@ -120,8 +150,9 @@ def _repair_module(
     dense: tuple[Layer, Sequence[Tensor]],
     target: Sequence[Tensor],
     damping: Damping,
-    refit: Callable[[list[Tensor], list[Tensor]], object] | None = None,
-) -> list[Tensor]:
+    refit: Callable[[Sequence[Tensor], Sequence[Tensor]], object] | None,
+    keep: Keep,
+) -> Sequence[Tensor]:
     """Repair one module of `layer` in place and return the subnet's stream behind it, batch by batch.
 
     `own` is the stream that it adds to, `read` the one that it reads: another one where the MLP runs beside
@@ -134,31 +165,36 @@ def _repair_module(
 
     source, dense_read = dense
     gram, cross = GramSum(), GramSum()
-    normed = [layer.norm(part, mine) for mine in read]
+    normed = keep(layer.norm(part, mine) for mine in read)
     for x, theirs in zip(normed, dense_read, strict=True):
         gram.add(x)
         cross.add(source.norm(part, theirs), x)
-    eye = torch.eye(gram.mean.shape[0], dtype=torch.float64, device=gram.mean.device)
-    correction = ridge(gram.mean, cross.mean, eye, damping.inputs)
+    mean = gram.take()
+    eye = torch.eye(len(mean), dtype=torch.float64, device=mean.device)
+    correction = ridge(mean, cross.take(), eye, damping.inputs)
+    del mean, eye
     for linear in layer.inputs(part):
         linear.weight.data = (linear.weight.double() @ correction).to(linear.weight.dtype)
-    wanted = _wanted(layer, part, own, target, source, dense_read, arguments)
-    if output.bias is not None:
-        wanted = [goal - output.bias.float() for goal in wanted]
+    bias = 0.0 if output.bias is None else output.bias.float()
+    goals = _wanted(layer, part, own, target, source, dense_read, arguments)
+    wanted = keep(goal - bias for goal in goals)
     gram, cross = GramSum(), GramSum()
     for x, goal in zip(normed, wanted, strict=True):
         h = input_of(output, run, x)
         gram.add(h)
         cross.add(goal, h)
-    fitted = ridge(gram.mean, cross.mean, output.weight.double(), damping.outputs)
+    fitted = ridge(gram.take(), cross.take(), output.weight.double(), damping.outputs)
     output.weight.data = fitted.to(output.weight.dtype)
+    del fitted
     if refit is not None:
         weight = output.weight.float()
-        left = [
+        left = keep(
             goal - input_of(output, run, x).float() @ weight.T for x, goal in zip(normed, wanted, strict=True)
-        ]
+        )
         refit(normed, left)
-    return [layer.join(part, h, output(input_of(output, run, x))) for h, x in zip(own, normed, strict=True)]
+    return keep(
+        layer.join(part, h, output(input_of(output, run, x))) for h, x in zip(own, normed, strict=True)
+    )
 
 
 def _wanted(
@@ -169,10 +205,10 @@ def _wanted(
     source: Layer,
     dense_read: Sequence[Tensor],
     arguments: Mapping[str, Any],
-) -> list[Tensor]:
+) -> Iterator[Tensor]:
     """What the module's output should be, batch by batch, in float32."""
     post = layer.layout.attention_post if part == ATTENTION else layer.layout.mlp_post
     if not post:
         multiplier = getattr(layer.module, "residual_multiplier", 1.0)
-        return [(goal.float() - mine.float()) / multiplier for goal, mine in zip(target, own, strict=True)]
-    return [source.run(part, source.norm(part, h), arguments).float() for h in dense_read]
+        return ((goal.float() - mine.float()) / multiplier for goal, mine in zip(target, own, strict=True))
+    return (source.run(part, source.norm(part, h), arguments).float() for h in dense_read)

@@ -3,52 +3,64 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from nas.blockwise import Call, Reached, entry
 from nas.families import ATTENTION, MLP, Layer, layers_of
 from nas.modeling_subnet import AlibiAttention
+from nas.placement import device_of, keeper, placement_of, resident
 
 
 class Stream:
     """The residual stream of a model on some windows, in batches (batch, seq_len, hidden), at any block.
 
     Every state on the way is kept for the next who asks, where all of them together take at most `room`
-    bytes; otherwise the stream runs forward once, and from the start again for who asks for less.
-    `arguments` are the keywords that the model passes to each of its blocks. Leave the states as they are.
+    bytes; otherwise the stream runs forward once, and from the start again for who asks for less. Of a placed
+    model one block at a time is on the device, and a state larger than the placement's room in files.
+    Leave the states as they are. `arguments` are the keywords that each block passes to its attention, for
+    one window; `keep` keeps batches of a stream as this one does.
     """
 
     def __init__(
         self, model: PreTrainedModel, windows: Tensor, batch_size: int = 8, room: int = 2**31
     ) -> None:
         self._layers = layers_of(model)
-        entry, self.arguments = _entry(model, windows, batch_size)
-        self._states = {0: entry}  # 2 b in front of block b, 2 b + 1 behind its attention
-        size = sum(state.numel() * state.itemsize for state in entry)
-        self._keep = size * (2 * len(self._layers) + 1) <= room
+        self._device = device_of(model)
+        self.keep = keeper(model)
+        entry_states, calls = entry(model, windows, batch_size)
+        self.arguments = Arguments(self._layers, calls, entry_states[0][:1].clone(), self._device)
+        self._states = {0: entry_states}  # 2 b in front of block b, 2 b + 1 behind its attention
+        size = windows.numel() * entry_states[0].shape[-1] * entry_states[0].itemsize
+        placement = placement_of(model)
+        most = room if placement is None else min(room, placement.room)
+        self._keep_all = size * (2 * len(self._layers) + 1) <= most
 
-    def before(self, block: int) -> list[Tensor]:
+    def before(self, block: int) -> Sequence[Tensor]:
         """The states in front of a block; behind the last one for their number."""
         return self._at(2 * block)
 
-    def middle(self, block: int) -> list[Tensor]:
+    def middle(self, block: int) -> Sequence[Tensor]:
         """The states between a block's attention and its MLP."""
         return self._at(2 * block + 1)
 
-    def _at(self, point: int) -> list[Tensor]:
+    @torch.no_grad()
+    def _at(self, point: int) -> Sequence[Tensor]:
         nearest = max(known for known in self._states if known <= point)
         for here in range(nearest, point):
             states, layer = self._states[here], self._layers[here // 2]
-            if here % 2 == 0:
-                states = [attention_part(layer, h, self.arguments[here // 2]) for h in states]
-            else:
-                before = self._states[here - 1]
-                states = [mlp_part(layer, h, b) for h, b in zip(states, before, strict=True)]
-            if not self._keep:  # but what the next part will start from
+            with resident(layer.module, self._device):
+                if here % 2 == 0:
+                    arguments = self.arguments[here // 2]
+                    states = self.keep(attention_part(layer, h, arguments) for h in states)
+                else:
+                    before = self._states[here - 1]
+                    states = self.keep(mlp_part(layer, h, b) for h, b in zip(states, before, strict=True))
+            if not self._keep_all:  # but what the next part will start from
                 needed = {0, here} if here % 2 == 0 else {0}
                 self._states = {known: value for known, value in self._states.items() if known in needed}
             self._states[here + 1] = states
@@ -63,10 +75,6 @@ def attention_part(layer: Layer, h: Tensor, arguments: Mapping[str, Any]) -> Ten
 def mlp_part(layer: Layer, h: Tensor, before: Tensor) -> Tensor:
     """The stream behind a block, from those behind its attention and before the block."""
     return layer.join(MLP, h, layer.feed(layer.norm(MLP, layer.read(before, h))))
-
-
-class Reached(Exception):
-    """Carries nothing: the wanted module was reached, the rest need not run."""
 
 
 def input_of(module: nn.Module, run: Callable[[Tensor], Any], x: Tensor) -> Tensor:
@@ -87,17 +95,27 @@ def input_of(module: nn.Module, run: Callable[[Tensor], Any], x: Tensor) -> Tens
     return caught[0]
 
 
-def _entry(
-    model: PreTrainedModel, windows: Tensor, batch_size: int
-) -> tuple[list[Tensor], list[dict[str, Any]]]:
-    """The stream in front of block 0 in batches, and the keywords of every attention."""
-    layers = layers_of(model)
-    states: list[Tensor] = []
-    arguments: list[dict[str, Any]] = []
+class Arguments:
+    """The keywords that each block of a model passes to its attention, for one window: by block, each found
+    when it is first asked for."""
 
-    def first(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
-        states.append(args[0] if args else kwargs["hidden_states"])
-        raise Reached
+    def __init__(self, layers: list[Layer], calls: list[Call], window: Tensor, device: torch.device) -> None:
+        self._layers, self._calls, self._window, self._device = layers, calls, window, device
+        self._known: dict[int, dict[str, Any]] = {}
+
+    def __getitem__(self, block: int) -> dict[str, Any]:
+        if block not in self._known:
+            layer = self._layers[block]
+            with resident(layer.module, self._device):
+                self._known[block] = attention_arguments(layer, self._window, self._calls[block])
+        return self._known[block]
+
+
+@torch.no_grad()
+def attention_arguments(layer: Layer, h: Tensor, call: Call) -> dict[str, Any]:
+    """The keywords that a block passes to its attention, for one window, from the block's own `call`; the
+    stream `h` (1, seq_len, hidden) may be anything."""
+    noted: dict[str, Any] = {}
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = inspect.signature(_own_forward(module)).bind(*args, **kwargs).arguments
@@ -105,25 +123,17 @@ def _entry(
         if "residual" in given:  # of an attention that adds the stream itself (bloom's)
             given["residual"] = torch.zeros_like(given["residual"][:1, :1])
         unwanted = ("hidden_states", "past_key_values", "layer_past")
-        arguments.append({name: value for name, value in given.items() if name not in unwanted})
+        noted.update({name: value for name, value in given.items() if name not in unwanted})
+        raise Reached
 
-    # One window tells the keywords: masks and positions broadcast over the batch.
-    hooks = [layer.attention.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
+    hook = layer.attention.register_forward_pre_hook(note, with_kwargs=True)
     try:
-        model.base_model(windows[:1].to(model.device), use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    hook = layers[0].module.register_forward_pre_hook(first, with_kwargs=True)
-    try:
-        for batch in windows.split(batch_size):
-            try:
-                model.base_model(batch.to(model.device), use_cache=False)
-            except Reached:
-                continue
+        call(layer.module, h)
+    except Reached:
+        pass
     finally:
         hook.remove()
-    return [state.clone() for state in states], [dict(a) for a in arguments]
+    return noted
 
 
 def _own_forward(attention: nn.Module) -> Callable[..., Any]:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from nas.blockwise import Reached
 from nas.calibration import GramSum
 from nas.families import Layer
 from nas.linear import factorise, strength
-from nas.repair.stream import Reached
 
 CAPTURE = "secateur_capture"
 """Name under which `_capture` is registered as an attention implementation."""
@@ -24,9 +24,9 @@ def refit_values(
     layer: Layer,
     arguments: Mapping[str, Any],
     inputs: Sequence[Tensor],
-    residual: list[Tensor],
+    residual: Sequence[Tensor],
     damping: float,
-) -> list[Tensor]:
+) -> Sequence[Tensor]:
     """Refit v_proj and o_proj of a block in place, KV group by KV group; returns the residual left.
 
     With a head's attention pattern P fixed, it adds O V (P x) to the stream: a map of rank head_dim of the
@@ -57,12 +57,11 @@ def refit_values(
             gram.add(z.flatten(-2))
             cross.add(rest + _through(z, present), z.flatten(-2))
         width = value.shape[1]
-        grams = gram.mean.view(queries, width, queries, width).transpose(1, 2)  # (Q, Q, d, d)
-        crosses = cross.mean.view(-1, queries, width).transpose(0, 1)  # (Q, d, d)
-        pull = strength(gram.mean, damping)
-        grams = grams + pull * torch.eye(queries, dtype=grams.dtype, device=grams.device)[
-            :, :, None, None
-        ] * torch.eye(width, dtype=grams.dtype, device=grams.device)
+        mean = gram.take()  # the largest matrix of all, (Q d, Q d): changed in place
+        pull = strength(mean, damping)
+        mean.diagonal().add_(pull)
+        grams = mean.view(queries, width, queries, width).transpose(1, 2)  # (Q, Q, d, d)
+        crosses = cross.take().view(-1, queries, width).transpose(0, 1)  # (Q, d, d)
         new_out, new_value = factorise(grams, crosses + pull * present, out, value)
         change = present - new_out @ new_value
         residual = [rest + _through(z, change) for rest, z in zip(residual, attends, strict=True)]

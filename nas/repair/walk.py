@@ -6,7 +6,6 @@ steps of the same walk: functions of a `Visit` that change its module in place.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from data.errors import InputError
 from nas.architecture import Architecture, Block
 from nas.calibration import GramSum
 from nas.families import ATTENTION, MLP, Layer, layers_of
+from nas.placement import device_of, owned, placement_of, resident, working
 from nas.ranking import reorder_channels, reorder_heads
 from nas.repair.stream import Stream, attention_part, input_of, mlp_part
 from nas.shape import Shape, check_fits
@@ -116,7 +116,8 @@ def walk(
     predecessors. The parent is left as it is; `progress` is told of each finished block.
     """
     check_fits(architecture, shape)
-    model = copy.deepcopy(parent).requires_grad_(False)
+    placement, device = placement_of(parent), device_of(parent)
+    model = owned(parent).requires_grad_(False)
     layers, sources = layers_of(model), layers_of(parent)
     own = dense.before(0)
     for block in architecture.blocks:
@@ -126,31 +127,33 @@ def walk(
         arguments = dense.arguments[block.source]
 
         def visit(
-            is_attention: bool, own: list[Tensor], before: list[Tensor],
+            is_attention: bool, own: Sequence[Tensor], before: Sequence[Tensor],
             block: Block = block, layer: Layer = layer, source: Layer = source,
             arguments: Mapping[str, Any] = arguments,
         ) -> None:  # fmt: skip
             part = ATTENTION if is_attention else MLP
             seen = Visit(
-                shape, block, _kept(shape, block, is_attention, rotary, channels, model.device),
+                shape, block, _kept(shape, block, is_attention, rotary, channels, device),
                 is_attention, layer, source,
-                normed=[layer.norm(part, h) for h in own],
-                dense_normed=[source.norm(part, h) for h in before],
+                normed=dense.keep(layer.norm(part, h) for h in own),
+                dense_normed=dense.keep(source.norm(part, h) for h in before),
                 arguments=arguments,
             )  # fmt: skip
             for step in steps if block.source not in untouched else ():
                 step(seen)
 
         entry, parallel = own, layer.layout.parallel
-        if block.kv_groups:
-            visit(True, own, dense.before(block.source))
-            cut_layer = _alone(model, shape, block, rotary, channels)
-            own = [attention_part(cut_layer, h, arguments) for h in own]
-        if block.ffn:
-            place = dense.before if parallel else dense.middle
-            visit(False, entry if parallel else own, place(block.source))
-            cut_layer = _alone(model, shape, block, rotary, channels)
-            own = [mlp_part(cut_layer, h, before) for h, before in zip(own, entry, strict=True)]
+        before = dense.before(block.source)
+        middle = dense.middle(block.source) if block.ffn and not parallel else before
+        with resident(source.module, device), working(layer.module, placement):
+            if block.kv_groups:
+                visit(True, own, before)
+                cut_layer = _alone(model, shape, block, rotary, channels)
+                own = dense.keep(attention_part(cut_layer, h, arguments) for h in own)
+            if block.ffn:
+                visit(False, entry if parallel else own, middle)
+                cut_layer = _alone(model, shape, block, rotary, channels)
+                own = dense.keep(mlp_part(cut_layer, h, before) for h, before in zip(own, entry, strict=True))
         progress(1)
     return cut(model, shape, architecture, rotary=rotary, channels=channels, own=True)
 
@@ -168,7 +171,7 @@ def _kept(
         return (
             torch.arange(block.ffn, device=device)
             if channels is None
-            else channels[block.source][: block.ffn]
+            else channels[block.source][: block.ffn].to(device)
         )
     columns = kept_query_rows(shape, block, device)
     if not block.head_width or rotary is None:

@@ -65,6 +65,7 @@ def render(report: Report) -> str:
         report=report,
         at=lambda path: at(report, path),
         number=lambda path: number(report, path),
+        mlp_units=pictures.mlp_units(report),
         rows=rows(report),
         split=deciding_split(report),
         verdict=verdict(report),

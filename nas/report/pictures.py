@@ -14,7 +14,13 @@ from nas.report.record import Report, at
 from nas.report.svg import canvas, paint, write
 
 KINDS = {"kv_groups": "KV groups", "queries_per_group": "queries per group", "ffn": "FFN channels"}
+"""Of knobs, as columns of a picture are headed; `mlp_units` has another word for a mixture of experts."""
 KIND_PAINTS = {"kv_groups": "heads", "queries_per_group": "groups", "ffn": "ffn"}
+
+
+def mlp_units(report: Report) -> str:
+    """What the MLPs of the parent are made of, in words."""
+    return str(at(report, "parent.mlp_units") or KINDS["ffn"])
 
 
 def kept_blocks(report: Report) -> dict[int, Mapping[str, Any]]:
@@ -104,7 +110,7 @@ def _lying(report: Report, blocks: int, width: float) -> Figure:
 
 
 def _bars(report: Report, block: int) -> tuple[tuple[float, float, str, str], ...]:
-    """Of heads and of FFN channels: fraction kept, fraction of KV groups behind it, paint, what is kept."""
+    """Of heads and of what the MLP has: fraction kept, that of KV groups behind it, paint, what is kept."""
     parent, own = report["parent"], kept_blocks(report).get(block, {})
     groups, queries, ffn = (int(own.get(kind) or 0) for kind in KINDS)
     all_groups, all_queries, all_ffn = (int(parent[kind]) for kind in KINDS)
@@ -166,8 +172,9 @@ def space(report: Report, width: float) -> Figure:
     boxes, x = _Boxes(), gutter
     for kind, weight in zip(kinds, weights, strict=True):
         length = free * weight / sum(weights)
-        fits = length + count_width + gap >= 6.5 * len(KINDS[kind])  # px of a letter, on the wide side
-        write(axes, x, 9, KINDS[kind] if fits else KINDS[kind].split(" per ")[0], colour="muted")
+        head = mlp_units(report) if kind == "ffn" else KINDS[kind]
+        fits = length + count_width + gap >= 6.5 * len(head)  # px of a letter, on the wide side
+        write(axes, x, 9, head if fits else head.split(" per ")[0], colour="muted")
         for block in range(blocks):
             knob = f"{block}.{kind}"
             if knob in choices:

@@ -167,3 +167,29 @@ def test_a_budget_at_the_end_of_its_range_is_met(toy: Path, tmp_path: Path, keep
     report = read(tmp_path / "run")
     check_report(report)
     assert report["subnet"]["block_parameters_kept"] <= keep
+
+
+@pytest.mark.parametrize("place", ["cpu", "disk"])
+def test_a_parent_that_is_not_on_the_device_ends_in_the_same_subnet(
+    place: str, toy: Path, tmp_path: Path
+) -> None:
+    given = {"latency_repeats": 0, "cache": tmp_path / "cache"}
+    for where in ("device", place):
+        assert job(toy, tmp_path / where, parent_on=where, **given) == 0
+    mine, expected = (read(tmp_path / where) for where in (place, "device"))
+    for key in ("subnet", "baselines", "parent_scores", "pairs", "predictor"):
+        assert results(mine[key]) == results(expected[key]), key
+    weights = [(tmp_path / where / "checkpoint" / "model.safetensors") for where in (place, "device")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_what_a_parent_that_is_not_on_the_device_cannot_have_is_said(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for options, sentence in (
+        ({"latency_repeats": 1}, "the time of a choice would be that of fetching weights"),
+        ({"latency_repeats": 0, "recovery_steps": 2}, "--recovery-steps 2 trains whole models"),
+        ({"latency_repeats": 0, "ranking": "taylor_mix"}, "needs gradients of the whole parent"),
+    ):
+        assert job(toy, tmp_path / "out", parent_on="disk", **options) == 2
+        assert sentence in capsys.readouterr().err

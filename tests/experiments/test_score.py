@@ -63,3 +63,16 @@ def test_models_that_cannot_be_compared_are_refused(
         error = capsys.readouterr().err
         assert sentence in error
         assert "Traceback" not in error
+
+
+def test_models_spread_over_devices_score_the_same(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = []
+    for number, more in enumerate(([], ["--device-map", "auto"])):
+        out = tmp_path / f"{number}.json"
+        assert scored(toy, "--models", str(toy / "parent"), "--windows", "6", "--json", str(out), *more) == 0
+        found.append(json.loads(out.read_text()))
+    assert found[0] == found[1]
+    assert scored(toy, "--device-map", "everywhere") == 2
+    assert "--device-map is 'everywhere'; give auto" in capsys.readouterr().err

@@ -60,7 +60,7 @@ LAW = {
     "gguf": {
         "llama": {}, "llama-biased": {}, "llama-mha": {}, "mistral": {}, "qwen2": {}, "qwen3": QWEN3,
     },
-    "vllm": {name: {} for name in PARENTS if name.split("-")[0] in vllm.FAMILIES},
+    "vllm": {name: {} for name in PARENTS if name.split("-")[0] in vllm.SUPPORTED},
     "hf": {name: {} for name in PARENTS},
 }  # fmt: skip
 
@@ -247,3 +247,40 @@ def test_choices_that_an_engine_does_not_have_are_refused() -> None:
     ):
         with pytest.raises(InputError, match=sentence):
             ENGINES[target].check(target, choices)
+
+
+def test_the_card_says_what_an_export_changed(tmp_path: Path) -> None:
+    parent, shape = permuted_parent("llama")
+    plain = saved(parent, architecture_of_cut("uniform", shape), tmp_path / "plain")
+    uneven = saved(parent, Architecture(32, (Block(0, 2, 2, 7), Block(1, 0, 0, 24))), tmp_path / "uneven")
+    for folder in (plain, uneven):
+        (folder / "README.md").write_text("# A subnet\n")
+        (folder / "README.md").chmod(0o444)  # as in some caches
+
+    def card(target: str, folder: Path, **choices: str) -> str:
+        out = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        ENGINES[target].write(open_checkpoint(folder), out, Choices(**choices))
+        return (out / "README.md").read_text()
+
+    for target in ("hf", "vllm"):
+        assert card(target, plain) == "# A subnet\n"
+        told = card(target, plain, dtype="bf16")
+        assert told.startswith("# A subnet\n\n## Exported\n\n") and "in bfloat16" in told
+        assert "loads as above" in told and "not measured again" in told
+    assert "as DeciLM" in card("vllm", uneven) and "Transformers does not load it" in card("vllm", uneven)
+    assert "In transformers it loads as above" in card("vllm", uneven, form="per_layer_config")
+    (plain / "README.md").unlink()
+    ENGINES["hf"].write(open_checkpoint(plain), tmp_path / "none", Choices(dtype="bf16"))
+    assert not (tmp_path / "none" / "README.md").exists()
+
+
+@pytest.mark.parametrize("target", ["hf", "vllm"])
+def test_a_chosen_dtype_is_said_once(target: str, tmp_path: Path) -> None:
+    parent, shape = permuted_parent("llama")
+    folder = saved(parent, architecture_of_cut("uniform", shape), tmp_path / "checkpoint")
+    config = json.loads((folder / "config.json").read_text())
+    config["torch_dtype"] = config.pop("dtype")  # as older versions of transformers wrote it
+    (folder / "config.json").write_text(json.dumps(config))
+    ENGINES[target].write(open_checkpoint(folder), tmp_path / "out", Choices(dtype="bf16"))
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["dtype"] == "bfloat16" and "torch_dtype" not in written

@@ -25,7 +25,6 @@ from transformers.integrations.heterogeneity import configuration_utils as heter
 
 from data.errors import InputError
 from nas.architecture import Architecture, Block
-from nas.card import model_card
 from nas.export import needs_code, save_again, save_checkpoint
 from nas.families import plain, shape_of
 from nas.laws.saving import load
@@ -196,27 +195,6 @@ def test_all_that_belongs_to_a_checkpoint_is_in_it(tmp_path: Path) -> None:
     assert record["digest"] == architecture.digest
     assert record["parent_shape"]["ffn"] == shape.ffn
     assert not {path.suffix for path in folder.iterdir()} & {".bin", ".pt", ".pkl"}
-
-
-def test_the_card_loads_what_it_describes() -> None:
-    shape = permuted_parent("llama")[1]
-    for code in (True, False):
-        card = model_card(
-            architecture_of_cut("narrow", shape),
-            shape,
-            parent="someone/parent",
-            licence="apache-2.0",
-            method=["ranked", "repaired"],
-            protocol="some text, windows of 256",
-            scores={"perplexity": (44.0, 40.0)},
-            costs={"parameters": (1_000_000, 2_000_000)},
-            code=code,
-        )
-        assert card.startswith("---\n") and '\nlicense: "apache-2.0"\n' in card
-        assert ("trust_remote_code=True" in card) == code
-        assert "| perplexity | 44 | 40 | 1.100 |" in card
-        assert "| parameters | 1,000,000 | 2,000,000 | 0.500 |" in card
-        assert "| 1 | 1 | 2 | 2 | 8 | 24 |" in card and "2. repaired" in card and "windows of 256" in card
 
 
 def test_a_save_that_dies_leaves_nothing_and_one_that_works_replaces(

@@ -1,6 +1,7 @@
 """What is in an exported GGUF file: fields, tensors, vocabulary; without llama.cpp."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -246,3 +247,47 @@ def test_tokenizers_that_llama_cpp_has_not_are_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=sentence):
             ENGINES["gguf"].write(open_checkpoint(folder), tmp_path / "model.gguf", Choices())
         assert not (tmp_path / "model.gguf").exists()
+
+
+LOWER, COMPOSED = {"type": "Lowercase"}, {"type": "NFC"}
+
+
+@pytest.mark.parametrize(
+    "normalizer, sentence",
+    [
+        (LOWER, r"changes text by Lowercase before it splits it.*; give --no-tokenizer"),
+        ({"type": "Sequence", "normalizers": [COMPOSED, LOWER]}, "changes text by NFC, Lowercase before"),
+        (COMPOSED, None),
+        ({"type": "Sequence", "normalizers": [COMPOSED]}, None),
+        ({"type": "Sequence", "normalizers": []}, ""),
+    ],
+)
+def test_what_changes_text_before_a_byte_level_tokenizer_is_refused_or_told(
+    normalizer: dict[str, Any], sentence: str | None, tmp_path: Path
+) -> None:
+    parent = tiny_parent("llama", vocab_size=640)
+    architecture = architecture_of_cut("uniform", shape_of(parent))
+    exported(parent, architecture, tmp_path, tokenizer=small_tokenizer("gpt-2"))
+    path = tmp_path / "checkpoint" / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "normalizer": normalizer}))
+    checkpoint, out = open_checkpoint(tmp_path / "checkpoint"), tmp_path / "again.gguf"
+    if sentence:
+        with pytest.raises(InputError, match=sentence):
+            ENGINES["gguf"].write(checkpoint, out, Choices())
+        assert not out.exists()
+        assert ENGINES["gguf"].write(checkpoint, out, Choices(tokenizer=False))
+        return
+    notes = ENGINES["gguf"].write(checkpoint, out, Choices())
+    assert [note for note in notes if "NFC" in note] == notes[1:] and len(notes[1:]) == (sentence is None)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "architecture.json"])
+def test_files_that_were_cut_off_are_refused(name: str, tmp_path: Path) -> None:
+    parent = tiny_parent("llama", vocab_size=640)
+    architecture = architecture_of_cut("uniform", shape_of(parent))
+    exported(parent, architecture, tmp_path, tokenizer=small_tokenizer("gpt-2"))
+    path = tmp_path / "checkpoint" / name
+    path.write_text(path.read_text()[:-9])
+    with pytest.raises(InputError, match=rf"{re.escape(str(path))} is no JSON; fetch the checkpoint again"):
+        ENGINES["gguf"].write(open_checkpoint(tmp_path / "checkpoint"), tmp_path / "again.gguf", Choices())
+    assert not list(tmp_path.glob("*again*"))

@@ -94,6 +94,15 @@ def test_the_page_holds_the_numbers(tmp_path: Path) -> None:
     assert "calibration.windows 128" in text
 
 
+def test_experts_are_called_so(tmp_path: Path) -> None:
+    report = synthetic_report()
+    assert "FFN channels" in html_of(report, tmp_path) and "experts" not in html_of(report, tmp_path)
+    report["parent"]["mlp_units"] = "experts"
+    page = html_of(report, tmp_path)
+    assert f"{report['parent']['ffn']} experts, hidden width" in page and "% of the experts" in page
+    assert "FFN channels" not in page
+
+
 def test_everything_shown_is_escaped(tmp_path: Path) -> None:
     report = synthetic_report(3, 20)
     report["command"] = report["created"] = report["parent"]["name"] = report["parent"]["family"] = NASTY
