@@ -279,12 +279,17 @@ def test_a_real_model_is_made_tiny_with_its_switches_as_they_are(kind: str) -> N
         ("apertus", "its blocks have no module 'mlp.gate_proj'"),
         ("t5", "transformers builds no causal language model of it"),
         ("mpt", "its attention biases are built inside"),
-        ("ernie4_5", "one line in nas/families/table.py may be enough.*check_family ernie4_5 tries it"),
     ],
 )
 def test_an_unknown_family_says_what_it_lacks(kind: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
         check_supported(AutoConfig.for_model(kind))
+
+
+def test_an_unknown_family_like_llama_may_take_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(FAMILIES, "helium")
+    with pytest.raises(InputError, match="one line in nas/families/table.py may .*check_family helium tries"):
+        check_supported(AutoConfig.for_model("helium"))
 
 
 def test_what_is_no_linear_map_is_named() -> None:
