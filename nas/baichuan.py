@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional
 from transformers import (
     LlamaConfig,
@@ -96,8 +97,8 @@ def load_model(
     normed = own.__dict__.pop("normed_head")
     own.__class__ = LlamaConfig
     if normed:
-        head = model.lm_head.weight
-        head.copy_(functional.normalize(head.float()).to(head.dtype))
+        head = model.lm_head.weight  # perhaps mapped from its file, and not to be written to
+        model.lm_head.weight = nn.Parameter(functional.normalize(head.float()).to(head.dtype), False)
     return model, loading
 
 
