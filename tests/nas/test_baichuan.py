@@ -16,6 +16,7 @@ from nas.architecture import Architecture, Block
 from nas.export import save_checkpoint
 from nas.families import shape_of
 from nas.parent import load_parent, read_config, stored_dtype
+from nas.placement import Placement
 from nas.ranking import permute
 from nas.subnet import cut
 from tests.nas.byte_tokenizer import byte_tokenizer
@@ -87,6 +88,16 @@ def test_the_second_ones_head_is_folded_into_its_weights(tmp_path: Path) -> None
     expected = functional.linear(stream, functional.normalize(made.lm_head.weight))
     torch.testing.assert_close(parent(tokens()).logits, expected)
     assert not torch.allclose(parent(tokens()).logits, made(tokens()).logits)
+
+
+def test_its_weights_may_stay_in_their_files(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "baichuan", packed(llama()), z_loss_weight=0, torch_dtype="float32")
+    before = (folder / "model.safetensors").read_bytes()
+    parent, _ = load_parent(str(folder), CPU, torch.float32)
+    placed, _ = load_parent(str(folder), CPU, torch.float32, placement=Placement(CPU, tmp_path))
+    with torch.no_grad():
+        assert torch.equal(placed(tokens()).logits, parent(tokens()).logits)
+    assert (folder / "model.safetensors").read_bytes() == before
 
 
 def test_what_is_cut_out_of_it_is_a_plain_llama(tmp_path: Path) -> None:
