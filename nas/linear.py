@@ -115,11 +115,12 @@ def factorise(
     queries, dim, width = out.shape[0], out.shape[2], value.shape[1]
     norm = value.norm()
     mean_gram = torch.linalg.cholesky(damped(grams.diagonal(dim1=0, dim2=1).mean(-1), 1e-9))
-    side_by_side = grams.permute(2, 1, 0, 3).reshape(width, -1)  # (n, p * q * n), laid out once
+    # E[z_q z_p^T] for all p side by side, (n, p * n): no copies where `grams` are parts of one matrix.
+    side_by_side = [grams[q].transpose(0, 1).reshape(width, -1) for q in range(queries)]
 
     def seen_by(v: Tensor) -> Tensor:
         """V E[z_q z_p^T] for all pairs of queries, (D, p, q, n)."""
-        return (v @ side_by_side).view(dim, queries, queries, width)
+        return torch.stack([(v @ rows).view(dim, queries, width) for rows in side_by_side], 2)
 
     for _ in range(sweeps):
         metric = torch.einsum("pmi,qmj->pqij", out, out)  # (Q, Q, D, D)

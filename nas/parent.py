@@ -141,7 +141,7 @@ def load_parent(
     check_complete(name, loading["missing_keys"])
     model = model.eval().requires_grad_(False)
     model = plain(model) if placement is None else _at_home(model, dtype, placement)
-    broken = [key for key, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())]
+    broken = [key for key, weight in model.named_parameters() if not _finite(weight)]
     if broken:
         raise InputError(f"{len(broken)} weights of {name} hold NaN or infinity, {broken[0]} among them")
     return model.to(device) if placement is None else model, tokenizer
@@ -190,6 +190,11 @@ def _settle(modules: Sequence[nn.Module], mapped: set[int], dtype: torch.dtype, 
 
 def _weights(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
     return [weight for module in modules for weight in module.parameters(recurse=False)]
+
+
+def _finite(weight: Tensor) -> bool:
+    """Whether all of a weight is; looked at in pieces, for it may be the largest matrix of all."""
+    return all(bool(torch.isfinite(part).all()) for part in weight.split(1024))
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

@@ -63,6 +63,7 @@ def refit_values(
         grams = mean.view(queries, width, queries, width).transpose(1, 2)  # (Q, Q, d, d)
         crosses = cross.take().view(-1, queries, width).transpose(0, 1)  # (Q, d, d)
         new_out, new_value = factorise(grams, crosses + pull * present, out, value)
+        del mean, grams, crosses  # before the next group's are summed
         change = present - new_out @ new_value
         residual = [rest + _through(z, change) for rest, z in zip(residual, attends, strict=True)]
         dtype = layer.v_proj.weight.dtype
