@@ -8,7 +8,7 @@ only run through again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,11 +18,11 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from data.errors import InputError
-from nas.blockwise import Call, entry
+from nas.blockwise import entry
 from nas.evidence import BlockEvidence, Evidence
 from nas.families import Layer, layers_of
 from nas.importance import Criterion
-from nas.placement import Placement, device_of, keeper, placement_of, resident, sharing
+from nas.placement import Keep, Placement, device_of, keeper, placement_of, resident, sharing
 from nas.ranking import head_columns, ranking_of, reorder_channels, reorder_heads
 from nas.repair.bank import repair_layer
 from nas.shape import Shape
@@ -71,21 +71,34 @@ def fill(
     states, calls = entry(parent, windows, batch_size)
     last = missing[-1] + 1
     for block in tqdm(range(last), desc="rank and repair", unit="block", disable=quiet, leave=False):
-        module, call = layers[block].module, calls[block]
+        module = layers[block].module
+        run = _Run(partial(calls[block], module), states, keep)
         with resident(module, device):
             if block in missing:
                 seen = BlockEvidence(
-                    parent, shape, windows, batch_size, seed, block=block,
-                    run=partial(_through, module, call, states), whole=lambda: whole.gradients,
+                    parent, shape, windows, batch_size, seed, block=block, run=run,
+                    whole=lambda: whole.gradients,
                 )  # fmt: skip
                 write_tensors(folder / f"{block}.safetensors", _of_block(seen, criterion, space, placement))
             if block + 1 < last:
-                states = keep(call(module, h) for h in states)
+                if not run.behind:
+                    run()
+                states = run.behind
 
 
-def _through(module: nn.Module, call: Call, states: Sequence[Tensor]) -> None:
-    for h in states:
-        call(module, h)
+class _Run:
+    """Sends the stream through a block, as often as it is called; `behind` is what came out, once it has."""
+
+    def __init__(self, block: Callable[[Tensor], Tensor], states: Sequence[Tensor], keep: Keep) -> None:
+        self._block, self._states, self._keep = block, states, keep
+        self.behind: Sequence[Tensor] = ()
+
+    def __call__(self) -> None:
+        if self.behind:
+            for h in self._states:
+                self._block(h)
+        else:
+            self.behind = self._keep(self._block(h) for h in self._states)
 
 
 def read(folder: Path, block: int) -> dict[str, Tensor] | None:

@@ -134,7 +134,7 @@ def logits_of(model: PreTrainedModel, ids: Tensor, **more: Any) -> Tensor:
     return found
 
 
-def decoded(model: PreTrainedModel, ids: Tensor, cache: Cache, prefill: int = 6) -> Tensor:
+def decoded(model: PreTrainedModel, ids: Tensor, cache: Cache, prefill: int = 3) -> Tensor:
     """Logits of a prefill and then one token after the other, (batch, length, vocabulary)."""
     steps = [logits_of(model, ids[:, :prefill], past_key_values=cache, use_cache=True)]
     for position in range(prefill, ids.shape[1]):

@@ -153,7 +153,7 @@ def cache(case: Case) -> None:
             store = make(subnet)
             found = decoded(subnet, case.ids, store)
             check_same(found, whole, f"logits with a {type(store).__name__} and without, cut {kind!r},")
-        with_cache, without = (_generate(subnet, case.ids, tokens=4, use_cache=use) for use in (True, False))
+        with_cache, without = (_generate(subnet, case.ids, tokens=6, use_cache=use) for use in (True, False))
         assert torch.equal(with_cache, without), (
             f"the cut {kind!r} generates {with_cache.tolist()} with a cache and {without.tolist()} without"
         )

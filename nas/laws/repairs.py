@@ -16,9 +16,6 @@ from nas.repair.bank import attention_key, mlp_key
 from nas.repair.sequential import repair_front_to_back
 from nas.subnet import cut, kept_query_rows
 
-REPAIRED = ("narrow", "other kind first", "all at once")
-"""Cuts that are repaired front to back, which takes long."""
-
 
 def one_pass(case: Case) -> None:
     """A matrix repaired in one pass never has a larger calibration error than the cut one, and its stated
@@ -64,16 +61,24 @@ def front_to_back(case: Case) -> None:
     """Repair front to back leaves a whole parent its logits, and a subnet's stream no further from the dense
     one than one pass does, where that is what it minimises; parent and matrices stay as they were."""
     parent, shape, bank, windows = case.permuted, case.shape, case.bank, case.windows
-    before = copy.deepcopy(dict([*parent.state_dict().items(), *bank.matrices.items()]))
+    given = [*parent.state_dict().items(), *bank.matrices.items()]
+    before = copy.deepcopy(dict(given))
     whole = repair_front_to_back(parent, shape, shape.parent, bank, case.stream)
     expected = logits_of(parent, case.ids)
     off = float((logits_of(whole, case.ids) - expected).abs().max() / expected.abs().max())
     assert off <= 1e-3, f"repairing the whole parent moves its logits by {off:.3g} of the largest"
     dense, lay = behind_last(parent, windows), case.family.layout
     minimised = not (lay.experts or lay.attention_post or lay.mlp_post)
-    for kind in REPAIRED:
-        architecture = case.cuts[kind]
-        subnet = repair_front_to_back(parent, shape, architecture, bank, case.stream)
+    others = {value.untyped_storage().data_ptr() for _, value in given}
+    for kind, architecture in case.cuts.items():
+        told: list[int] = []
+        subnet = repair_front_to_back(parent, shape, architecture, bank, case.stream, progress=told.append)
+        blocks = len(architecture.blocks)
+        assert sum(told) == blocks, f"of {blocks} blocks of the cut {kind!r}, repair tells of {sum(told)}"
+        for key, weight in subnet.named_parameters():
+            assert weight.untyped_storage().data_ptr() not in others, (
+                f"{key} of the repaired cut {kind!r} is the parent's or the bank's own"
+            )
         found = behind_last(subnet, windows)
         assert bool(torch.isfinite(found).all()), f"the repaired cut {kind!r} has no finite stream"
         twice = float((found - dense).square().mean())
@@ -82,7 +87,7 @@ def front_to_back(case: Case) -> None:
             f"the stream of the cut {kind!r} is {twice:.4g} from the dense one (mean square) when repaired "
             f"front to back, and {once:.4g} in one pass"
         )
-    for key, value in [*parent.state_dict().items(), *bank.matrices.items()]:
+    for key, value in given:
         assert torch.equal(value, before[key]), f"repair changed the parent's {key}"
     hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in parent.modules())
     assert hooks == 0, f"repair left {hooks} hooks in the parent"

@@ -185,7 +185,12 @@ def random_architecture(shape: Shape, seed: int) -> Architecture:
             return Architecture(shape.hidden, tuple(blocks))
 
 
-@pytest.mark.parametrize("name", ["llama-biased", "granite", "gpt2", "phi", "falcon"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama", "llama-biased", "qwen3", "granite", "smollm3", "gpt2", "phi", "phi3", "falcon", "bloom",
+    ],
+)  # fmt: skip
 def test_front_to_back_repair_ends_nearer_to_the_dense_stream_than_one_pass(name: str) -> None:
     parent, shape, _, bank = prepared(name)
     windows = tokens(batch=24)
