@@ -44,7 +44,7 @@ from nas.parent import (
     load_parent,
     load_tokenizer,
     place_of,
-    reason_of,
+    saying_what_failed,
 )
 from nas.report import write_json
 
@@ -167,16 +167,10 @@ def check_map(name: str) -> None:
 def load(name: str, trust: bool, **given: Any) -> PreTrainedModel:
     """A checkpoint, loaded with what is `given` besides; `InputError` if it cannot be."""
     place = place_of(name)
-    try:
+    with saying_what_failed(f"the model {name}"):
         brings_code = "auto_map" in PreTrainedConfig.get_config_dict(place)[0]
         if not brings_code or trust:
             return load_checkpoint(place, trust=trust, **given)
-    except InputError:
-        raise
-    except Exception as error:  # whatever a broken folder or a missing network makes the library raise
-        raise InputError(
-            f"the model {name} cannot be loaded ({reason_of(error)}); check the folder or the id"
-        ) from error
     raise InputError(
         f"the model {name} brings code of its own, which runs only with --trust-remote-code; look at it, and "
         "give that"

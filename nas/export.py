@@ -48,6 +48,7 @@ from nas.families import ATTENTION, MLP, blocks_of, family_of, layers_of, native
 from nas.ranking import reorder_heads
 from nas.shape import Shape, check_fits
 from nas.subnet import depth_settings, width_settings
+from nas.whole import whole
 
 CODE = "modeling_subnet.py"
 RECORD = "architecture.json"
@@ -83,7 +84,7 @@ def save_checkpoint(
     check_fits(architecture, shape)
     folder = Path(folder).absolute()
     _check_replaceable(folder)
-    with _quiet(), _whole_or_not_at_all(folder) as partial:
+    with _quiet(), whole(folder, replace=True) as partial:
         model, code = _as_saved(subnet, parent_config, shape, architecture)
         if dtype is not None:
             model.tie_weights()  # or what is shared would be converted, and saved, twice
@@ -113,7 +114,7 @@ def save_again(subnet: PreTrainedModel, like: Path, folder: Path) -> Path:
     folder = Path(folder).absolute()
     _check_replaceable(folder)
     stored = getattr(torch, json.loads((like / "config.json").read_text(encoding="utf-8"))["dtype"])
-    with _quiet(), _whole_or_not_at_all(folder) as partial:
+    with _quiet(), whole(folder, replace=True) as partial:
         write_native(subnet.to(stored), partial)
         for path in like.iterdir():
             is_weights = path.name.endswith((".safetensors", ".index.json"))
@@ -334,32 +335,6 @@ def _check_replaceable(folder: Path) -> None:
         raise InputError(
             f"{folder} holds something that is no checkpoint of this project; choose another folder"
         )
-
-
-@contextmanager
-def _whole_or_not_at_all(folder: Path) -> Iterator[Path]:
-    """A new folder beside `folder` that takes its place at the end, if nothing goes wrong until then."""
-    partial, former = (folder.with_name(f".{folder.name}.{word}") for word in ("partial", "former"))
-    _tidy(folder, partial, former)  # after a save that was killed
-    try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"cannot write beside {folder}: {error.strerror}") from error
-    try:
-        yield partial
-        if folder.exists():
-            folder.rename(former)
-        partial.rename(folder)
-    finally:
-        _tidy(folder, partial, former)
-
-
-def _tidy(folder: Path, partial: Path, former: Path) -> None:
-    """Remove what is half, and the former checkpoint too unless it is still the only one."""
-    shutil.rmtree(partial, ignore_errors=True)
-    if former.exists() and not folder.exists():
-        former.rename(folder)
-    shutil.rmtree(former, ignore_errors=True)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from data.errors import InputError
+from data.errors import InputError, first_line
 from nas import baichuan
 from nas.blockwise import ends_of
 from nas.families import check_supported, layers_of, plain, plain_block
@@ -77,16 +77,10 @@ def place_of(name: str) -> str:
     return name
 
 
-def reason_of(error: Exception) -> str:
-    """The first sentence of what a library says is wrong, without its full stop."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].split(". ")[0].rstrip(".:")
-
-
 def read_config(name: str, revision: str | None = None) -> PreTrainedConfig:
     """The configuration of a Hub id, a local folder or `demo`; `InputError` where there is none."""
     location = place_of(name)
-    with _saying_what_failed(name):
+    with saying_what_failed(f"the parent {name}"):
         settings, _ = PreTrainedConfig.get_config_dict(location, revision=revision)
         if settings.get("model_type") == baichuan.KIND:
             return baichuan.read_config(settings)
@@ -94,7 +88,7 @@ def read_config(name: str, revision: str | None = None) -> PreTrainedConfig:
 
 
 @contextmanager
-def _saying_what_failed(name: str) -> Iterator[None]:
+def saying_what_failed(what: str) -> Iterator[None]:
     """Make an `InputError` of whatever a broken folder or a missing network makes the library raise."""
     try:
         yield
@@ -102,8 +96,7 @@ def _saying_what_failed(name: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise InputError(
-            f"the parent {name} cannot be loaded ({reason_of(error)}); check the id, or give the folder of a "
-            "checkpoint"
+            f"{what} cannot be loaded ({first_line(error)}); check the id or the folder, or fetch it again"
         ) from error
 
 
@@ -129,7 +122,7 @@ def load_parent(
     config = read_config(name, revision)
     check_supported(config)
     wanted: torch.dtype | str = dtype if placement is None else "auto"
-    with _saying_what_failed(name):
+    with saying_what_failed(f"the parent {name}"):
         if isinstance(config, baichuan.PackedConfig):
             model, loading = baichuan.load_model(location, config, wanted, revision)
             tokenizer = baichuan.load_tokenizer(location, revision)
@@ -199,12 +192,8 @@ def _finite(weight: Tensor) -> bool:
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model alone. Raises `InputError` where there is none."""
-    try:
+    with saying_what_failed(f"the tokenizer of {name}"):
         return AutoTokenizer.from_pretrained(place_of(name), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"the tokenizer of {name} cannot be loaded ({reason_of(error)}); check the folder or the id"
-        ) from error
 
 
 def load_checkpoint(name: str | Path, *, trust: bool = False, **given: Any) -> PreTrainedModel:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,45 +41,19 @@ class Engine:
     restrict: Restrict
     write: Write
     forms: tuple[str, ...] = ("auto",)
+    shards: bool = True
+    """Whether its weights may lie in several files."""
 
     def check(self, name: str, choices: Choices) -> None:
         """Raise `InputError` for choices that the engine, called `name`, does not have."""
+        if not self.shards and choices.max_shard_size != Choices.max_shard_size:
+            raise InputError(f"{name} is written as one file; leave --max-shard-size out")
         for flag, value, known in (
             ("--dtype", choices.dtype, self.dtypes),
             ("--form", choices.form, self.forms),
         ):
             if value not in known:
                 raise InputError(f"{flag} is {value}, and {name} takes {', '.join(known)}; give one of them")
-
-
-@contextmanager
-def whole(out: Path) -> Iterator[Path]:
-    """A path beside `out`, for a file or a folder, that takes its place at the end if nothing goes wrong.
-
-    Raises `InputError` if `out` is there already, or nothing can be written beside it.
-    """
-    out = out.absolute()
-    if out.exists() or out.is_symlink():
-        raise InputError(f"{out} is there already; give another --out")
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _remove(partial)  # after an export that was killed
-        yield partial
-        partial.rename(out)
-    except OSError as error:
-        raise InputError(
-            f"{out} cannot be written ({error.strerror or error}); give another --out"
-        ) from error
-    finally:
-        _remove(partial)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def every_multiple(space: SearchSpace, of: int) -> dict[str, tuple[int, ...]]:

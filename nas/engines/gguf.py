@@ -16,12 +16,13 @@ import numpy as np
 
 from data.errors import InputError
 from nas.engines.checkpoint import Checkpoint, Widths, read_json
-from nas.engines.engine import Choices, Engine, every_multiple, whole
+from nas.engines.engine import Choices, Engine, every_multiple
 from nas.engines.gguf_layout import BLOCK, Entry, Layout, check_model, check_uneven, entries, plan
 from nas.engines.gguf_rope import rope_of
 from nas.engines.gguf_tokenizer import Vocabulary, read_vocabulary
 from nas.export import RECORD
 from nas.space import SearchSpace
+from nas.whole import whole
 
 DTYPES = {"f16": 1, "bf16": 32, "f32": 0, "q8_0": 7}
 """Types of matrices and llama.cpp's numbers for files of them; vectors are 32-bit floats in all."""
@@ -187,4 +188,4 @@ def _weights(checkpoint: Checkpoint, block: Widths) -> int:
     return hidden * (2 * (block.heads + block.kv_heads) * checkpoint.head_dim + 3 * block.ffn)
 
 
-ENGINE = Engine("llama.cpp", ("auto", *DTYPES), restrict, write)
+ENGINE = Engine("llama.cpp", ("auto", *DTYPES), restrict, write, shards=False)

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from data.errors import InputError
 from nas.engines.checkpoint import INDEX, Checkpoint, read_json
-from nas.engines.engine import Choices, Engine, whole
+from nas.engines.engine import Choices, Engine
 from nas.space import SearchSpace
+from nas.whole import whole
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 SIZE = re.compile(r"\d+(\.\d+)?\s*[KMGT]B", re.IGNORECASE)
@@ -79,15 +80,20 @@ def save_weights(checkpoint: Checkpoint, folder: Path, choices: Choices) -> str 
         raise InputError(f"--max-shard-size is {choices.max_shard_size!r}; give it like 500MB or 5GB")
     dtype = None if choices.dtype == "auto" else DTYPES[choices.dtype]
 
+    def wanted(stored: Tensor) -> torch.dtype:
+        return dtype if dtype is not None and stored.is_floating_point() else stored.dtype
+
     def tensor(name: str) -> Tensor:
         stored = checkpoint.tensor(name)
-        if dtype is None or not stored.is_floating_point():
-            return stored
-        if not bool(torch.isfinite(stored.to(dtype)).all()):
+        written = stored.to(wanted(stored))
+        if written.dtype != stored.dtype and not bool(torch.isfinite(written).all()):
             raise InputError(f"{name} holds numbers that {choices.dtype} cannot; give another --dtype")
-        return stored.to(dtype)
+        return written
 
-    sized = {name: tensor(name).to("meta") for name in sorted(checkpoint.places)}
+    sized = {}
+    for name in sorted(checkpoint.places):
+        mapped = checkpoint.tensor(name)  # of which nothing is read for its size
+        sized[name] = torch.empty(mapped.shape, dtype=wanted(mapped), device="meta")
     plan = split_torch_state_dict_into_shards(sized, max_shard_size=choices.max_shard_size.upper())
     for file, names in plan.filename_to_tensors.items():
         save_file({name: tensor(name) for name in names}, folder / file, metadata={"format": "pt"})

@@ -23,10 +23,11 @@ from typing import Any
 from data.errors import InputError
 from nas.engines import backbone, configuration_decilm
 from nas.engines.checkpoint import Checkpoint, read_json
-from nas.engines.engine import Choices, Engine, whole
+from nas.engines.engine import Choices, Engine
 from nas.engines.hf import DTYPES, copy_others, save_weights, tell, write_config
 from nas.export import CODE
 from nas.space import SearchSpace
+from nas.whole import whole
 
 DECILM = ("llama", "mistral", "qwen2")
 """Families that DeciLM computes: LLaMA with or without biases."""

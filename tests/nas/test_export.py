@@ -231,7 +231,7 @@ def test_other_folders_are_left_alone(tmp_path: Path) -> None:
         saved("llama", "narrow", tmp_path / "notes")
     with pytest.raises(InputError, match="no checkpoint of this project"):
         saved("llama", "narrow", tmp_path / "notes" / "mine.txt")
-    with pytest.raises(InputError, match="cannot write beside"):
+    with pytest.raises(InputError, match="cannot be written"):
         saved("llama", "narrow", tmp_path / "notes" / "mine.txt" / "checkpoint")
     assert [path.name for path in tmp_path.rglob("*")] == ["notes", "mine.txt"]
 
