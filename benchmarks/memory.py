@@ -31,7 +31,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -195,33 +195,41 @@ def held(device: torch.device) -> float:
 class Most:
     """The most bytes held so far."""
 
-    peak: float = 0.0
-    done: threading.Event = field(default_factory=threading.Event)
+    peak: float
 
-    def sample(self) -> None:
-        """Look every half millisecond until `done`."""
-        while not self.done.wait(0.0005):
-            self.peak = max(self.peak, status("RssAnon"))
+
+@contextmanager
+def anonymous(every: float = 0.0005) -> Iterator[Most]:
+    """The most anonymous memory of the process, looked at `every` so many seconds while what is inside runs;
+    known when it has ended."""
+    most, done = Most(status("RssAnon")), threading.Event()
+
+    def sample() -> None:
+        while not done.wait(every):
+            most.peak = max(most.peak, status("RssAnon"))
+
+    sampler = threading.Thread(target=sample, daemon=True)
+    sampler.start()
+    try:
+        yield most
+    finally:
+        done.set()
+        sampler.join()
 
 
 @contextmanager
 def watched(device: torch.device) -> Iterator[Most]:
     """The most bytes held while what is inside runs; known when it has ended."""
-    most = Most(held(device))
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+        most = Most(held(device))
         yield most
         most.peak = float(torch.cuda.max_memory_allocated(device))
         return
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-    sampler = threading.Thread(target=most.sample, daemon=True)
-    sampler.start()
-    try:
+    with anonymous() as most:
         yield most
-    finally:
-        most.done.set()
-        sampler.join()
-        most.peak = max(most.peak, status("VmHWM") - status("RssFile") - status("RssShmem"))
+    most.peak = max(most.peak, status("VmHWM") - status("RssFile") - status("RssShmem"))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ import json
 import os
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -34,7 +33,7 @@ from torch import Tensor
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from benchmarks._setup import show
-from benchmarks.memory import Most, alone, held, status
+from benchmarks.memory import alone, anonymous, held
 from experiments.command_line import option, run
 from experiments.subject import placement_for
 from nas.architecture import Architecture, Block
@@ -164,24 +163,6 @@ def write_parent(settings: Settings) -> tuple[float, float]:
     return float(sizes[0]), float(total)
 
 
-@contextmanager
-def most_anonymous() -> Iterator[Most]:
-    """The most anonymous memory of the process while what is inside runs; known when it has ended."""
-    most = Most(status("RssAnon"))
-
-    def sample() -> None:
-        while not most.done.wait(0.005):
-            most.peak = max(most.peak, status("RssAnon"))
-
-    sampler = threading.Thread(target=sample, daemon=True)
-    sampler.start()
-    try:
-        yield most
-    finally:
-        most.done.set()
-        sampler.join()
-
-
 def measured(settings: Settings) -> tuple[dict[str, Used], float, float]:
     """What each stage used, the repaired subnet's loss, and the bytes in the cache."""
     assert settings.folder is not None
@@ -198,7 +179,7 @@ def measured(settings: Settings) -> tuple[dict[str, Used], float, float]:
         begun = perf_counter()
         if device != host:
             torch.cuda.reset_peak_memory_stats(device)
-        with most_anonymous() as beside:
+        with anonymous(0.005) as beside:
             yield
         most = beside.peak if device == host else float(torch.cuda.max_memory_allocated(device))
         used[name] = Used(perf_counter() - begun, most - start[0], beside.peak - start[1])

@@ -172,9 +172,11 @@ def _from_folder(name: str, folder: Path, field: Field) -> Corpus:
     missing = [split for split, paths in by_split.items() if not paths]
     if missing:
         seen = ", ".join(path.name for path in files[:8]) + (", …" if len(files) > 8 else "")
+        # A file that is called test is not to be cut into train and test.
+        other = "" if any(by_split.values()) else ", or pass a single file"
         raise InputError(
             f"folder {folder} has no file for {' and '.join(missing)} among its {len(files)} text file(s) "
-            f"({seen}): name one file for each of train, valid and test, or pass a single file"
+            f"({seen}): name one file for each of train, valid and test{other}"
         )
     both = {split: _joined(paths, field) for split, paths in by_split.items()}
     return _corpus(

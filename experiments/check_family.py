@@ -22,6 +22,7 @@ from pathlib import Path
 from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.utils import logging
 
+from data.errors import InputError
 from experiments.command_line import option, required, run
 from nas.families import FAMILIES, REFUSED
 from nas.families.unknown import supposed
@@ -46,7 +47,10 @@ def main(settings: Settings) -> int:
     if settings.model in CONFIG_MAPPING and not Path(settings.model).exists():
         config = AutoConfig.for_model(settings.model)
     else:
-        config = read_config(settings.model, settings.revision)
+        try:
+            config = read_config(settings.model, settings.revision)
+        except InputError as error:
+            raise InputError(f"{error}, or give a model type such as gpt_neox") from error
     kind = str(config.model_type)
     new = kind not in FAMILIES and kind not in REFUSED
     with supposed(config) if new else nullcontext():

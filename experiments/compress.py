@@ -200,6 +200,8 @@ def main(settings: Settings) -> None:
                     "too narrow for it; check the checkpoint, or give --dtype float32"
                 )
         say(f"parent: perplexity {parent_validation.perplexity:.3f} on validation text")
+        if parent_validation.perplexity >= shape.vocab:
+            say(f"that is worse than guessing among {shape.vocab:,} tokens: is it trained, and on such text?")
 
     with stages("rank and repair"):
         prepared = prepared_of(opened, settings)
