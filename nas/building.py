@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,10 +12,11 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from data.errors import InputError, first_line
 from nas.architecture import Architecture
 from nas.cost import Budget
-from nas.evaluate import Scores, evaluate
-from nas.pairs import Pair, Pairs
+from nas.evaluate import Scores, evaluate, is_out_of_memory
+from nas.pairs import Claim, Pair, Pairs
 from nas.recovery import Recipe
 from nas.recovery.teacher import Teacher
 from nas.recovery.training import recover
@@ -22,6 +25,8 @@ from nas.subnet import OutputMatrices, cut
 
 Measure = Callable[[Widths], Scores]
 """(blocks, 3) widths -> scores of that subnet."""
+SHORTEST, LONGEST = 0.05, 2.0
+"""Seconds between two looks at what other workers have stored."""
 
 
 @dataclass(frozen=True)
@@ -85,22 +90,72 @@ def build_pairs(
     *,
     quiet: bool = False,
 ) -> list[Pair]:
-    """The pairs of these architectures (n, blocks, 3), each once, of which only the unknown are evaluated.
+    """The pairs of these architectures (n, blocks, 3), as `measure_each` gives them.
 
-    Shows pairs per second and the remaining time. Nothing over budget is evaluated: such a row is an error of
-    the caller and raises `ValueError`.
+    Nothing over budget is evaluated: such a row is an error of the caller and raises `ValueError`.
     """
     if not budget.allows(rows).all():
         raise ValueError(f"{int((~budget.allows(rows)).sum())} of {len(rows)} proposals are over budget")
-    known = {pair.architecture: pair for pair in pairs.all}
-    built: dict[Architecture, Pair] = {}
-    for widths in tqdm(rows, desc=f"pairs, {origin}", unit="pair", disable=quiet, leave=False):
-        architecture = architecture_of(widths, shape)
-        if architecture not in known:
-            scores = measure(widths)
-            known[architecture] = pairs.add(architecture, scores.score, origin, accuracy=scores.accuracy)
-        built[architecture] = known[architecture]
-    return list(built.values())
+
+    def measured(architecture: Architecture) -> tuple[float, Mapping[str, float]]:
+        scores = measure(widths_of(architecture, shape))
+        return scores.score, {"accuracy": scores.accuracy}
+
+    return measure_each(pairs, [architecture_of(row, shape) for row in rows], measured, origin, quiet=quiet)
+
+
+def measure_each(
+    pairs: Pairs,
+    architectures: Sequence[Architecture],
+    measure: Callable[[Architecture], tuple[float, Mapping[str, float]]],
+    origin: str,
+    *,
+    quiet: bool = False,
+) -> list[Pair]:
+    """The pairs of these architectures in this order, each once, of which only the unknown are measured.
+
+    Workers that share the store share the work: each measures what no other does, and all return the same
+    once the last pair is there. `measure` gives a score and what else was measured. An architecture that
+    fails again and again is left out; `InputError` where none is left. Shows pairs per second, of all
+    workers, and the remaining time.
+    """
+    wanted = list(dict.fromkeys(architectures))
+    with tqdm(total=len(wanted), desc=f"pairs, {origin}", unit="pair", disable=quiet, leave=False) as bar:
+        pause = SHORTEST
+        while True:
+            claim = pairs.take(wanted, origin)
+            known = {pair.architecture: pair for pair in pairs.all}
+            failures = pairs.failures
+            bar.update(sum(each in known or each in failures for each in wanted) - bar.n)
+            if claim is not None:
+                pause = SHORTEST
+                with claim:
+                    _measure_one(claim, measure)
+            elif all(each in known or each in failures for each in wanted):
+                break
+            else:
+                bar.set_postfix_str(f"waiting for {', '.join(pairs.workers)}")
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST)
+    built = [known[each] for each in wanted if each in known]
+    lost = [each for each in wanted if each not in known]
+    if lost:
+        said = f"{len(lost)} of {len(wanted)} subnets could not be measured, {lost[0].digest} because "
+        if not built:
+            raise InputError(f"{said}{failures[lost[0]]}; its parent or its repair is broken, or too large")
+        tqdm.write(f"{said}{failures[lost[0]]}; they are left out", file=sys.stderr)
+    return built
+
+
+def _measure_one(claim: Claim, measure: Callable[[Architecture], tuple[float, Mapping[str, float]]]) -> None:
+    try:
+        score, more = measure(claim.architecture)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        claim.fail(f"out of memory: {first_line(error)}")
+    else:
+        claim.store(score, **more)
 
 
 def table(pairs: list[Pair], shape: Shape) -> tuple[Widths, np.ndarray[tuple[int], np.dtype[np.float64]]]:

@@ -125,3 +125,10 @@ def summed(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
         log_p = reference[: len(targets)].float().log_softmax(-1)
         kl = functional.kl_div(log_q, log_p, reduction="sum", log_target=True)
     return torch.stack([-named.double().sum(), hits.double(), kl.double()])
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that a device, or the CPU, has no memory left."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )

@@ -1,7 +1,8 @@
-"""Architecture-accuracy pairs, kept in an Optuna study: a pair is a completed trial.
+"""Architecture-accuracy pairs, kept in an Optuna study that any number of workers share.
 
-The architecture is one JSON user attribute, its score the trial's value; the study is named by the digest
-of the setting, so that pairs of different settings never mix in one storage.
+A pair is a completed trial: the architecture is one JSON user attribute, its score the trial's value. A
+running trial is a claim (`nas.claims`), a failed one a try that came to nothing, with its reason. The study
+is named by the digest of the setting, so that pairs of different settings never mix in one storage.
 """
 
 from __future__ import annotations
@@ -9,21 +10,34 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
+import random
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
+from types import TracebackType
 from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
-from optuna.trial import TrialState, create_trial
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from data.errors import InputError, first_line
 from nas.architecture import Architecture
+from nas.claims import BEAT, SILENCE, Heart, Listener, Worker
+from nas.storage import PATIENCE, open_storage, patiently, shown
+
+WORKER, COUNT, FAILED = "worker", "beat", "failed"
+"""System attributes of a trial: whose claim it is, its latest beat, why it came to nothing."""
+DIED, LEFT = "its worker died", "its worker let it go"
+"""Reasons that say little about the architecture itself."""
+TRIES, DEATHS = 2, 10
+"""After so many errors, or so many workers that died with it, an architecture is tried no more."""
+HASTE = 5.0
+"""Seconds that a worker on its way out waits for the store."""
 
 
 @dataclass(frozen=True)
@@ -50,55 +64,6 @@ class Setting:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def open_storage(location: str) -> BaseStorage:
-    """An Optuna storage: a database URL (`sqlite:///…`, `postgresql://…`) or the path of a journal file.
-
-    Raises `InputError` if it cannot be opened or read.
-    """
-    try:
-        if "://" in location:
-            return RDBStorage(location)
-        path = Path(location).absolute()  # its lock is a link to it, which must lead there
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _check_records(path)
-        _end_last_line(path)
-        return JournalStorage(JournalFileBackend(str(path)))
-    except Exception as error:
-        raise InputError(
-            f"the pair store {location} cannot be read ({first_line(error)}); move it away to start afresh"
-        ) from error
-
-
-def _check_records(journal: Path) -> None:
-    """Raise `ValueError` unless every line is a record, or the last one the beginning of a record."""
-    *whole, torn = journal.read_bytes().split(b"\n") if journal.exists() else [b""]
-    for number, line in enumerate(whole, 1):
-        if not isinstance(json.loads(line), dict):
-            raise ValueError(f"line {number} is no record")
-    if torn and not torn.startswith(b'{"op_code"'):
-        raise ValueError("its end is no record")
-
-
-def _end_last_line(journal: Path) -> None:
-    """Mend the last line where a writer was killed in the middle of it: Optuna would write behind it and
-    spoil both. A record that is whole is ended, half a one cut off: that pair was not stored."""
-    if not journal.exists() or not journal.read_bytes().rpartition(b"\n")[2]:
-        return
-    lock = JournalFileSymlinkLock(str(journal))
-    lock.acquire()  # so that no other process is writing this very line
-    try:
-        torn = journal.read_bytes().rpartition(b"\n")[2]
-        try:
-            json.loads(torn or b"{}")
-        except ValueError:
-            os.truncate(journal, journal.stat().st_size - len(torn))
-        else:
-            with journal.open("ab") as file:
-                file.write(b"\n" if torn else b"")
-    finally:
-        lock.release()
-
-
 @contextmanager
 def quiet_optuna() -> Iterator[None]:
     """Without Optuna's line for every study and its warnings that a part is experimental."""
@@ -113,63 +78,262 @@ def quiet_optuna() -> Iterator[None]:
 
 
 class Pairs:
-    """The pairs of one setting in one storage, in the order they were measured."""
+    """The pairs of one setting in one storage, as far as this worker has read them."""
 
-    def __init__(self, location: str, setting: Setting) -> None:
-        """Open or create the study of this setting; every stored pair is read back and checked."""
+    def __init__(
+        self, location: str, setting: Setting, *, beat: float = BEAT, silence: float = SILENCE
+    ) -> None:
+        """Open or create the study of this setting; every stored pair is read back and checked. A claim's
+        `beat` comes every so many seconds; after `silence` without one a worker elsewhere is dead."""
         self._location = location
-        storage, name = open_storage(location), f"pairs-{setting.digest}"
+        self._storage: BaseStorage = open_storage(location)
+        self._worker, self._listener, self._pause = Worker.here(), Listener(silence), beat
+        self._draw = random.Random(self._worker.token)
+        self._pairs: dict[int, Pair] = {}
+        self._ended: set[int] = set()
+        self._running: dict[int, tuple[Architecture, Worker | None]] = {}
+        self._reasons: defaultdict[Architecture, list[str]] = defaultdict(list)
+        self._mine: set[int] = set()
         try:
-            with quiet_optuna():
-                sampler = optuna.samplers.RandomSampler(seed=0)
-                if name in optuna.get_all_study_names(storage):  # opening alone writes nothing
-                    self._study = optuna.load_study(study_name=name, storage=storage, sampler=sampler)
-                else:
-                    self._study = optuna.create_study(
-                        study_name=name,
-                        storage=storage,
-                        sampler=sampler,
-                        direction="maximize",
-                        load_if_exists=True,
-                    )
+            self._study = patiently(lambda: _study(self._storage, f"pairs-{setting.digest}"))
             if not self._study.user_attrs:
-                self._study.set_user_attr("setting", dict(setting.fields))
-            self._pairs = [
-                _read(t) for t in self._study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE
-            ]
+                patiently(lambda: self._study.set_user_attr("setting", dict(setting.fields)))
+        except InputError:
+            raise
         except Exception as error:
-            raise InputError(
-                f"the pair store {location} is damaged ({first_line(error)}); move it away to start afresh"
-            ) from error
+            raise self._damaged(error) from error
+        self.refresh()
 
     def __len__(self) -> int:
-        return len(self._pairs)
+        return len(self.all)
 
     @property
     def all(self) -> list[Pair]:
-        """The pairs so far."""
-        return list(self._pairs)
+        """The pairs so far, each architecture once, in the order in which they were begun."""
+        found: dict[Architecture, Pair] = {}
+        for _, pair in sorted(self._pairs.items()):
+            found.setdefault(pair.architecture, pair)
+        return list(found.values())
+
+    @property
+    def failures(self) -> dict[Architecture, str]:
+        """Architectures that are tried no more, and why."""
+        given_up = {}
+        for architecture, reasons in self._reasons.items():
+            deaths = reasons.count(DIED)
+            errors = [reason for reason in reasons if reason not in (DIED, LEFT)]
+            if len(errors) >= TRIES:
+                given_up[architecture] = f"{errors[-1]} (tried {len(errors)} times)"
+            elif deaths >= DEATHS:
+                given_up[architecture] = f"{deaths} workers died while they measured it"
+        return given_up
+
+    @property
+    def workers(self) -> list[str]:
+        """Names of the other workers that are measuring now."""
+        return sorted({w.name for _, w in self._running.values() if w is not None and w != self._worker})
+
+    def refresh(self) -> None:
+        """Read what all workers have stored, and end the claims of those that died."""
+        trials = patiently(lambda: self._study.get_trials(deepcopy=False))
+        self._running = {}
+        over: dict[int, str] = {}
+        try:
+            for trial in trials:
+                if trial.number not in self._ended:
+                    self._see(trial, over)
+        except Exception as error:
+            raise self._damaged(error) from error
+        for trial_id, reason in over.items():  # they are seen as ended the next time
+            self._end(trial_id, TrialState.FAIL, {FAILED: reason})
+
+    def _see(self, trial: FrozenTrial, over: dict[int, str]) -> None:
+        """Take in a trial that has not ended when it was seen before."""
+        if trial.state == TrialState.COMPLETE:
+            self._pairs[trial.number] = _read(trial)
+        elif trial.state == TrialState.FAIL:
+            if "architecture" in trial.user_attrs:
+                reason = str(trial.system_attrs.get(FAILED, LEFT))
+                self._reasons[_architecture(trial)].append(reason)
+        elif trial.state == TrialState.RUNNING:
+            worker = Worker.read(trial.system_attrs.get(WORKER))
+            ended = self._why_over(trial, worker)
+            if ended is None:
+                self._running[trial.number] = (_architecture(trial), worker)
+            else:
+                over[trial._trial_id] = ended
+            return
+        else:
+            return
+        self._ended.add(trial.number)
+        self._listener.forget(trial.number)
+
+    def _why_over(self, trial: FrozenTrial, worker: Worker | None) -> str | None:
+        """Why a claim has no longer anyone who measures; None while it has."""
+        if worker == self._worker:
+            return None if trial.number in self._mine else LEFT  # made twice, when an answer was lost
+        lives = worker.lives(self._worker.place) if worker is not None else None
+        if lives is None:
+            lives = not self._listener.is_dead(trial.number, trial.system_attrs.get(COUNT))
+        return None if lives else DIED
 
     def add(self, architecture: Architecture, score: float, origin: str, **measured: float) -> Pair:
-        """Store a measured pair now; further measurements become attributes of the trial.
+        """Store a pair that was measured without a claim; further measurements become attributes.
 
         Raises `InputError` for a score that is not finite.
         """
-        if not math.isfinite(score):
-            raise InputError(
-                f"subnet {architecture.digest} scored {score}; its parent or its repair is broken"
-            )
+        _check_finite(architecture, score)
         attributes = {"architecture": architecture.to_json(), "origin": origin, **measured}
-        self._study.add_trial(create_trial(value=score, user_attrs=attributes))
-        pair = Pair(architecture, score, origin, measured)
-        self._pairs.append(pair)
-        return pair
+        patiently(lambda: self._study.add_trial(create_trial(value=score, user_attrs=attributes)))
+        self.refresh()
+        return Pair(architecture, score, origin, measured)
+
+    def take(self, wanted: Sequence[Architecture], origin: str) -> Claim | None:
+        """A claim on one of some architectures, those that were tried least first; None if each of them is
+        measured, given up, or being measured by another worker."""
+        while True:
+            self.refresh()
+            known = {pair.architecture for pair in self._pairs.values()} | self.failures.keys()
+            held = {architecture for architecture, _ in self._running.values()}
+            free = [each for each in dict.fromkeys(wanted) if each not in known and each not in held]
+            if not free:
+                return None
+            least = min(map(self._troubles, free))
+            free = [each for each in free if self._troubles(each) == least]
+            # Beside others any one, so that they do not all go for the same.
+            claim = self._claim(self._draw.choice(free) if self._running else free[0], origin)
+            if claim is not None:
+                return claim
+
+    def _troubles(self, architecture: Architecture) -> int:
+        """Tries that failed; a single worker that died with an architecture says nothing about that."""
+        reasons = self._reasons.get(architecture, [])
+        return sum(reason != LEFT for reason in reasons) - (DIED in reasons)
+
+    def _claim(self, architecture: Architecture, origin: str) -> Claim | None:
+        """The claim, or None if another worker's was earlier."""
+        template = create_trial(
+            state=TrialState.RUNNING,
+            user_attrs={"architecture": architecture.to_json(), "origin": origin},
+            system_attrs={WORKER: vars(self._worker)},
+        )
+        trial_id = patiently(lambda: self._storage.create_new_trial(self._study._study_id, template))
+        number = patiently(lambda: self._storage.get_trial_number_from_id(trial_id))
+        self._mine.add(number)
+        self.refresh()
+        before = [pair.architecture for at, pair in self._pairs.items() if at != number]
+        before += [held for at, (held, _) in self._running.items() if at < number]
+        claim = Claim(architecture, partial(self._end, trial_id), partial(self._beat, trial_id), self._pause)
+        if architecture in before:
+            claim.give_back()
+            return None
+        return claim
+
+    def _beat(self, trial_id: int, count: int) -> None:
+        self._storage.set_trial_system_attr(trial_id, COUNT, count)
+
+    def _end(
+        self,
+        trial_id: int,
+        state: TrialState,
+        system: Mapping[str, Any],
+        user: Mapping[str, Any] | None = None,
+        score: float | None = None,
+        patience: float = PATIENCE,
+    ) -> None:
+        """End a trial in this state, with such attributes; one that has ended already stays as it is."""
+
+        def act() -> None:
+            for name, value in (user or {}).items():
+                self._storage.set_trial_user_attr(trial_id, name, value)
+            for name, value in system.items():
+                self._storage.set_trial_system_attr(trial_id, name, value)
+            self._storage.set_trial_state_values(trial_id, state, None if score is None else [score])
+
+        with suppress(UpdateFinishedTrialError):
+            patiently(act, patience)
+
+    def _damaged(self, error: Exception) -> InputError:
+        return InputError(
+            f"the pair store {shown(self._location)} is damaged ({first_line(error)}); move it away to start "
+            "afresh"
+        )
 
 
-def _read(trial: optuna.trial.FrozenTrial) -> Pair:
-    value = trial.value
-    if value is None or not math.isfinite(value):
-        raise ValueError(f"trial {trial.number} has the score {value}")
-    architecture = Architecture.from_json(trial.user_attrs["architecture"])
+class Claim:
+    """An architecture that one worker measures, and no other, inside its `with`. What is left without an end
+    is given back, or, after an error, has failed with it."""
+
+    def __init__(
+        self, architecture: Architecture, end: Callable[..., None], beat: Callable[[int], None], pause: float
+    ) -> None:
+        self.architecture = architecture
+        self._end, self._beat, self._pause, self._ended = end, beat, pause, False
+
+    def __enter__(self) -> Claim:
+        self._heart = Heart(self._beat, self._pause)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._heart.stop()
+        if self._ended:
+            return
+        with suppress(InputError):  # a store that is away now: the error that led here says more
+            if isinstance(error, Exception) and not isinstance(error, InputError):
+                self._finish(TrialState.FAIL, {FAILED: _reason(error)}, patience=HASTE)
+            else:
+                self.give_back()
+
+    def store(self, score: float, **measured: float) -> None:
+        """The pair, with what else was measured; a score that is not finite is a failure. Of a claim that
+        was lost meanwhile, since its worker was silent for too long, nothing is stored."""
+        if math.isfinite(score):
+            self._finish(TrialState.COMPLETE, {}, measured, score)
+        else:
+            self.fail(f"it scored {score}")
+
+    def fail(self, reason: str) -> None:
+        """It cannot be measured; tried again, here or elsewhere, up to `TRIES` times in all."""
+        self._finish(TrialState.FAIL, {FAILED: reason})
+
+    def give_back(self) -> None:
+        """Leave it to others, as if it had not been begun."""
+        self._finish(TrialState.FAIL, {FAILED: LEFT}, patience=HASTE)
+
+    def _finish(self, *end: Any, **more: Any) -> None:
+        self._end(*end, **more)
+        self._ended = True
+
+
+def _study(storage: BaseStorage, name: str) -> optuna.Study:
+    """The study of this name; where it is there, opening writes nothing."""
+    sampler = optuna.samplers.RandomSampler(seed=0)
+    with quiet_optuna():
+        if name in optuna.get_all_study_names(storage):
+            return optuna.load_study(study_name=name, storage=storage, sampler=sampler)
+        return optuna.create_study(
+            study_name=name, storage=storage, sampler=sampler, direction="maximize", load_if_exists=True
+        )
+
+
+def _architecture(trial: FrozenTrial) -> Architecture:
+    return Architecture.from_json(trial.user_attrs["architecture"])
+
+
+def _read(trial: FrozenTrial) -> Pair:
+    score = trial.value
+    if score is None or not math.isfinite(score):
+        raise ValueError(f"trial {trial.number} has the score {score}")
     measured = {name: v for name, v in trial.user_attrs.items() if name not in ("architecture", "origin")}
-    return Pair(architecture, value, str(trial.user_attrs["origin"]), measured)
+    return Pair(_architecture(trial), score, str(trial.user_attrs["origin"]), measured)
+
+
+def _check_finite(architecture: Architecture, score: float) -> None:
+    if not math.isfinite(score):
+        raise InputError(f"subnet {architecture.digest} scored {score}; its parent or its repair is broken")
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"

@@ -1,14 +1,18 @@
 """Pairs: stored the moment they exist, never lost, never measured twice, and never of another setting."""
 
+import multiprocessing
+import os
+import re
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from optuna.storages.journal import _file as journal_file
 
 from data.errors import InputError
 from nas.architecture import Architecture, Block
@@ -18,6 +22,7 @@ from nas.evaluate import Scores, evaluate
 from nas.pairs import Pair, Pairs, Setting
 from nas.shape import Shape, Widths, architecture_of, widths_of
 from nas.space import SearchSpace
+from nas.storage import JournalLock
 from nas.subnet import cut
 from tests.nas.small_spaces import damage, everything, part_of, score, small_space
 from tests.nas.tiny_models import CUTS, architecture_of_cut, permuted_parent, tokens
@@ -163,17 +168,22 @@ def test_reading_a_store_leaves_it_as_it_is(tmp_path: Path) -> None:
     assert file.read_bytes() == before
 
 
-def test_a_lock_that_a_killed_process_left_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    location, seconds = "runs/pairs.journal", iter(range(10_000))
-    Pairs(location, SETTING).add(narrow(1), -1.0, "start")
-    lock = Pairs(location, SETTING)._study._storage._backend._lock  # type: ignore[attr-defined]
-    lock.acquire()
-    clock = SimpleNamespace(monotonic=lambda: next(seconds), sleep=lambda seconds: None)
-    monkeypatch.setattr(journal_file, "time", clock)
-    pairs = Pairs(location, SETTING)
-    pairs.add(narrow(2), -2.0, "start")
-    assert len(Pairs(location, SETTING)) == 2
+def die_with_the_lock(journal: Path) -> None:
+    JournalLock(journal).acquire()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_lock_goes_with_the_process_that_held_it(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.journal"
+    Pairs(str(file), SETTING).add(narrow(1), -1.0, "start")
+    holder = multiprocessing.get_context("fork").Process(target=die_with_the_lock, args=(file,))
+    holder.start()
+    holder.join()
+    assert holder.exitcode == -signal.SIGKILL
+    start = time.monotonic()
+    Pairs(str(file), SETTING).add(narrow(2), -2.0, "start")
+    assert len(Pairs(str(file), SETTING)) == 2
+    assert time.monotonic() - start < 20  # Optuna's own lock waits 30 seconds
 
 
 def test_only_the_unknown_are_measured_and_each_once(tmp_path: Path) -> None:
@@ -201,18 +211,75 @@ def test_what_is_over_budget_is_never_measured(tmp_path: Path) -> None:
     assert meter.measured == pairs.all == []
 
 
-def test_a_subnet_that_scores_nan_ends_the_building_and_loses_nothing(tmp_path: Path) -> None:
+def nan() -> Scores:
+    return Scores(float("nan"), 0.5, 100)
+
+
+def too_large() -> Scores:
+    raise torch.OutOfMemoryError("tried to allocate 20.00 GiB")
+
+
+def on_the_cpu() -> Scores:
+    raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+
+@pytest.mark.parametrize("fault", [nan, too_large, on_the_cpu])
+def test_a_subnet_that_cannot_be_measured_is_left_out_with_its_reason(
+    location: str, fault: Callable[[], Scores], capsys: pytest.CaptureFixture[str]
+) -> None:
     space, budget = small_problem()
-    rows = everything(space, budget)[:5]
+    rows, tried = everything(space, budget)[:5], []
 
     def measure(widths: Widths) -> Scores:
-        return Scores(float("nan") if (widths == rows[3]).all() else 1.0, 0.5, 100)
+        tried.append(architecture_of(widths, space.shape))
+        return fault() if (widths == rows[3]).all() else Scores(1.0, 0.5, 100)
 
-    with pytest.raises(InputError, match="scored nan"):
-        build_pairs(
-            Pairs(str(tmp_path / "p"), SETTING), measure, space.shape, budget, rows, "start", quiet=True
-        )
-    assert len(Pairs(str(tmp_path / "p"), SETTING)) == 3
+    pairs, poison = Pairs(location, SETTING), architecture_of(rows[3], space.shape)
+    built = build_pairs(pairs, measure, space.shape, budget, rows, "start", quiet=True)
+    assert [pair.architecture for pair in built] == [
+        architecture_of(row, space.shape) for row in rows[[0, 1, 2, 4]]
+    ]
+    assert tried.count(poison) == 2 and len(tried) == 6
+    reason = {nan: "scored nan", too_large: "out of memory: .*20.00 GiB", on_the_cpu: "out of memory"}[fault]
+    again = Pairs(location, SETTING)
+    assert [*again.failures] == [poison]
+    assert re.search(rf"{reason}.*\(tried 2 times\)", again.failures[poison])
+    assert re.search(
+        f"1 of 5 subnets could not be measured, {poison.digest} because", capsys.readouterr().err
+    )
+    assert build_pairs(again, measure, space.shape, budget, rows, "start", quiet=True) == built
+    assert len(tried) == 6
+    with pytest.raises(InputError, match="its parent or its repair is broken, or too large"):
+        build_pairs(again, measure, space.shape, budget, rows[3:4], "start", quiet=True)
+
+
+def test_an_error_that_is_no_measurement_ends_the_building_and_is_on_record(location: str) -> None:
+    space, budget = small_problem()
+    rows = everything(space, budget)[:3]
+
+    def measure(widths: Widths) -> Scores:
+        if (widths == rows[1]).all():
+            raise ZeroDivisionError("a bug")
+        return Scores(1.0, 0.5, 100)
+
+    for left in (1, 2):  # what went wrong comes last
+        with pytest.raises(ZeroDivisionError):
+            build_pairs(Pairs(location, SETTING), measure, space.shape, budget, rows, "start", quiet=True)
+        assert len(Pairs(location, SETTING)) == left
+    built = build_pairs(Pairs(location, SETTING), measure, space.shape, budget, rows, "start", quiet=True)
+    assert len(built) == 2
+    assert [*Pairs(location, SETTING).failures.values()] == ["ZeroDivisionError: a bug (tried 2 times)"]
+
+
+def test_what_was_interrupted_is_no_failure(location: str) -> None:
+    pairs = Pairs(location, SETTING)
+    for _ in range(5):
+        with pytest.raises(KeyboardInterrupt), pairs.take([narrow(1)], "start") or pytest.fail():
+            raise KeyboardInterrupt
+    assert Pairs(location, SETTING).failures == {}
+    claim = pairs.take([narrow(1)], "start")
+    assert claim is not None and claim.architecture == narrow(1)
+    assert Pairs(location, SETTING).take([narrow(1)], "start") is None
 
 
 def test_a_meter_scores_the_subnet_itself() -> None:
