@@ -27,9 +27,10 @@ import numpy as np
 
 from data.errors import InputError
 from experiments.command_line import check_least, option, run
-from experiments.results import seeded, usable
+from experiments.results import WHEREABOUTS, seeded, usable
 from experiments.stages import Stages, say
 from experiments.subject import OfSubject, Subject, open_subject
+from experiments.workers import OfWorkers, launch
 from nas.building import build_pairs
 from nas.cost import Budget, budget_of
 from nas.exploration import explore
@@ -49,7 +50,7 @@ AROUND, NEAR = 0.06, 0.05
 
 
 @dataclass(frozen=True)
-class Settings(OfSubject):
+class Settings(OfSubject, OfWorkers):
     """All that a table depends on."""
 
     kind: str = option("uniform", "which subnets", group="pairs", choices=KINDS)
@@ -74,19 +75,21 @@ class Settings(OfSubject):
     )  # fmt: skip
 
 
-def main(settings: Settings) -> None:
-    """Choose subnets, measure them, write the table."""
+def main(settings: Settings) -> int:
+    """Choose subnets, measure them, alone or as one of several workers, write the table."""
     check(settings)
     usable(settings.out.parent, "--out")
     asked = settings.out.with_suffix(".settings.json")
     refuse_other(asked, settings)
+    if settings.workers > 1:
+        return launch(settings, "experiments.build_pairs", settings.out.parent)
     stages = Stages()
     subject = open_subject(settings, stages)
     whole = Budget(subject.cost, subject.cost(subject.shape.parent))
     for keep in settings.keep:
         check_reachable(subject.space, budget_of(subject.cost, keep))
     write_json(mine(settings), asked)
-    pairs = Pairs(str(settings.out.with_suffix(".journal")), subject.setting)
+    pairs = Pairs(settings.storage or str(settings.out.with_suffix(".journal")), subject.setting)
     rng = np.random.default_rng([settings.seed, KINDS.index(settings.kind)])
 
     def measured(rows: Widths, origin: str) -> list[Pair]:
@@ -112,12 +115,13 @@ def main(settings: Settings) -> None:
         f"{table.kept().max():.3f}, perplexity {low:.2f} to {high:.2f} (parent "
         f"{np.exp(-table.reference):.2f}), {settings.out.stat().st_size / 1024:.0f} KB"
     )
+    return 0
 
 
 def mine(settings: Settings) -> dict[str, Any]:
     """The settings that a table depends on; of `--rows` it may have more later."""
-    whereabouts = ("out", "cache", "device", "rows")
-    return {name: value for name, value in plain(asdict(settings)).items() if name not in whereabouts}
+    left_out = (*WHEREABOUTS, "rows")
+    return {name: value for name, value in plain(asdict(settings)).items() if name not in left_out}
 
 
 def refuse_other(path: Path, settings: Settings) -> None:

@@ -18,7 +18,6 @@ import argparse
 import contextlib
 import difflib
 import math
-import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -29,7 +28,6 @@ from typing import (
     Any,
     Literal,
     NoReturn,
-    TextIO,
     TypeVar,
     Union,
     get_args,
@@ -40,6 +38,7 @@ from typing import (
 import yaml
 
 from data.errors import InputError
+from experiments.ending import ended
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -47,8 +46,6 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound="DataclassInstance")
 T = TypeVar("T")
 
-INTERRUPTED = 130
-UNREAD = 141
 WANTED = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path"}
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
@@ -98,26 +95,9 @@ def run(
     argv: Sequence[str] | None = None,
     description: str | None = None,
 ) -> int:
-    """The exit code of `main(parse(settings, argv))`: what it returns where that is an int, else 0.
-
-    One sentence and no traceback for an InputError (2), Ctrl-C (130) and an output that nobody reads any
-    more (141). Any other exception is a bug and keeps its traceback.
-    """
-    try:
-        code = main(parse(settings, argv, description))
-        sys.stdout.flush()
-        return code if type(code) is int else 0
-    except InputError as error:
-        _say(f"error: {error}")
-        return 2
-    except KeyboardInterrupt:
-        _say("interrupted: what was finished is kept, and running the same command again resumes.")
-        return INTERRUPTED
-    except BrokenPipeError:
-        if not [stream for stream in (sys.stdout, sys.stderr) if _unread(stream)]:
-            raise
-        _say("stopped: nobody reads the output any more; running the same command again resumes.")
-        return UNREAD
+    """The exit code of `main(parse(settings, argv))`: what it returns where that is an int, else 0, or that
+    of the way it was ended (`experiments.ending`)."""
+    return ended(lambda: main(parse(settings, argv, description)))
 
 
 def parse(settings: type[S], argv: Sequence[str] | None = None, description: str | None = None) -> S:
@@ -342,19 +322,3 @@ def _near(word: str, known: Iterable[Any]) -> str:
     """The end of a sentence about a name that is not known."""
     near = difflib.get_close_matches(word, [str(each) for each in known], n=3, cutoff=0.7)
     return f"; did you mean {' or '.join(near)}?" if near else "; --help lists what is."
-
-
-def _say(sentence: str) -> None:
-    """On one line whatever the sentence holds; said to nobody if standard error is closed too."""
-    with contextlib.suppress(OSError):
-        print(" ".join(sentence.split()), file=sys.stderr, flush=True)
-
-
-def _unread(stream: TextIO) -> bool:
-    """Whether nobody reads `stream`: one more line finds out. It is let go then, or the exit would fail."""
-    try:
-        print(file=stream, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        return True
-    return False

@@ -47,6 +47,8 @@ from experiments.results import (
 from experiments.stages import Stages, say
 from experiments.subject import OfSubject, open_parent, pair_setting, prepared_of
 from experiments.tables import TABLE
+from experiments.workers import OfWorkers, launch
+from nas.alone import alone
 from nas.baselines import dropped_layers, random_cuts, uniform_cuts
 from nas.building import Measure, RecoveredMeter, SubnetMeter, build_pairs
 from nas.cost import CostModel, budget_of, check_limits
@@ -70,6 +72,7 @@ from nas.repair.stream import Stream
 from nas.report import check_report, terminal_table, write_html, write_json
 from nas.sampling import SAMPLERS
 from nas.search import SEARCHERS
+from nas.storage import shown
 from nas.what_if import what_if
 from predictors import PREDICTORS
 
@@ -80,7 +83,7 @@ FRONT = (0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3, 1.5)
 
 
 @dataclass(frozen=True)
-class Settings(OfSubject):
+class Settings(OfSubject, OfWorkers):
     """All that the main job depends on."""
 
     final_windows: int = option(
@@ -151,13 +154,15 @@ class Settings(OfSubject):
     )
 
 
-def main(settings: Settings) -> None:
-    """Run the job, or show its result if it is finished."""
+def main(settings: Settings) -> int:
+    """Run the job, alone or as one of several workers, or show its result if it is finished."""
     check(settings)
     claim(settings.out, settings)
     usable(settings.cache)
     if finished(settings.out):
-        return
+        return 0
+    if settings.workers > 1:
+        return launch(settings, "experiments.compress", settings.out)
     stages = Stages(settings.out / TIMES)
     rng = np.random.default_rng(settings.seed)
 
@@ -188,7 +193,7 @@ def main(settings: Settings) -> None:
         cost = CostModel(shape, settings.seq_len, dtype.itemsize, latency_table)
         budget = budget_of(cost, settings.keep, **limits_of(settings))
         check_reachable(space, budget)
-        pairs = Pairs(str(settings.out / STORE), setting)
+        pairs = Pairs(settings.storage or str(settings.out / STORE), setting)
 
     with stages("parent"):
         reference = evaluate(parent, text.pairs, batch_size=settings.batch_size)
@@ -237,18 +242,6 @@ def main(settings: Settings) -> None:
             searcher=settings.searcher,
         )
 
-    with stages("finalists"):
-        dense = Stream(prepared.parent, text.calibration, settings.batch_size)
-
-        def contender(name: str, measured: list[Pair]) -> Contender:
-            return repair_and_choose(
-                prepared, space, measured, dense, text.final,
-                finalists=settings.finalists, batch_size=settings.batch_size, name=name,
-                repair=finish, stored=stored,
-            )  # fmt: skip
-
-        contenders = {"subnet": contender("finalists", explored.pairs)}
-
     with stages("baselines"):
         cuts = {
             "uniform": uniform_cuts(space, budget),
@@ -261,86 +254,103 @@ def main(settings: Settings) -> None:
             for name, rows in cuts.items()
             if len(rows)  # there may be no uniform cut this small
         }
-        contenders |= {name: contender(name, found) for name, found in built.items()}
         random_pairs = built.get("random_search", [])
 
-    with stages("evaluate"):
-        models = [prepared.parent, *(each.model for each in contenders.values())]
-        parent_latency, *latencies = measure_latency(models, **asdict(request))
-        parent_test, *tested = evaluate_all(
-            models, text.test, parent=prepared.parent, batch_size=settings.batch_size
-        )
-        records = {
-            name: model_record(each, cost, test, latency)
-            for (name, each), test, latency in zip(contenders.items(), tested, latencies, strict=True)
-        }
-        predictor = predictor_record(
-            settings.predictor, make, explored.pairs, random_pairs, encoding, budget, reference.score
-        )
+    with alone(settings.out / REPORT, lambda: say("all pairs are there; another worker repairs and reports")):
+        claim(settings.out, settings)
+        if finished(settings.out):  # by another worker
+            return 0
+        with stages("finalists"):
+            dense = Stream(prepared.parent, text.calibration, settings.batch_size)
 
-    every = {pair.architecture: pair for pair in (*explored.pairs, *random_pairs)}
-    table = PairTable(
-        space, replace(cost, latency=None), prepared.hints, setting, reference.score,
-        (typical_size(explored.pairs, cost),), tuple(every.values()),
-    )  # fmt: skip
-    with stages("other budgets"):
-        sizes = np.array(FRONT) * records["subnet"]["costs"]["block_parameters"]
-        within = [float(size) for size in sizes if size < cost(shape.parent)["block_parameters"]]
-        others = what_if(table, explored.predict, "block_parameters", within, seed=settings.seed)
+            def contender(name: str, measured: list[Pair]) -> Contender:
+                return repair_and_choose(
+                    prepared, space, measured, dense, text.final,
+                    finalists=settings.finalists, batch_size=settings.batch_size, name=name,
+                    repair=finish, stored=stored,
+                )  # fmt: skip
 
-    with stages("save"):
-        best = contenders["subnet"]
-        records["subnet"]["checkpoint"] = "checkpoint"
-        report = {
-            "command": " ".join(["python -m experiments.compress", *sys.argv[1:]]),
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "parent": parent_record(settings.parent, digest, cost),
-            "setting": {"digest": setting.digest, "fields": setting.fields},
-            "settings": asdict(settings),
-            "budget": {"limits": budget.limits, "parent_costs": cost(shape.parent)},
-            "latency_table": latency_record(latency_table),
-            "subnet": records.pop("subnet"),
-            "parent_scores": {
-                "pairs": reference.record(),
-                "validation": parent_validation.record(),
-                "test": parent_test.record(),
-                "latency": parent_latency.record(),
-            },
-            "baselines": {"uniform": None, "random_search": None, **records},
-            "predictor": predictor,
-            "search": {"rounds": [asdict(item) for item in explored.rounds]},
-            "pruning": space_record(space, explored.space, explored.dropped),
-            "front": front_record(others, cost),
-            "pairs": pairs_record([*explored.pairs, *random_pairs], cost),
-            "stages": stages.seconds,
-            "protocol": protocol_record(
-                text, settings.seq_len, dtype, stored, device, settings.recovery_steps
-            ),
-            "versions": versions(),
-            "seed": settings.seed,
-        }
-        check_report(report)
-        code = needs_code(best.model, base_config, shape, best.architecture)
-        save_checkpoint(
-            best.model,
-            base_config,
-            shape,
-            best.architecture,
-            settings.out / "checkpoint",
-            tokenizer=tokenizer,
-            generation_config=generation_config,
-            card=card(report, best.architecture, shape, code),
-            dtype=stored,
+            contenders = {"subnet": contender("finalists", explored.pairs)}
+            contenders |= {name: contender(name, found) for name, found in built.items()}
+
+        with stages("evaluate"):
+            models = [prepared.parent, *(each.model for each in contenders.values())]
+            parent_latency, *latencies = measure_latency(models, **asdict(request))
+            parent_test, *tested = evaluate_all(
+                models, text.test, parent=prepared.parent, batch_size=settings.batch_size
+            )
+            records = {
+                name: model_record(each, cost, test, latency)
+                for (name, each), test, latency in zip(contenders.items(), tested, latencies, strict=True)
+            }
+            predictor = predictor_record(
+                settings.predictor, make, explored.pairs, random_pairs, encoding, budget, reference.score
+            )
+
+        every = {pair.architecture: pair for pair in (*explored.pairs, *random_pairs)}
+        table = PairTable(
+            space, replace(cost, latency=None), prepared.hints, setting, reference.score,
+            (typical_size(explored.pairs, cost),), tuple(every.values()),
+        )  # fmt: skip
+        with stages("other budgets"):
+            sizes = np.array(FRONT) * records["subnet"]["costs"]["block_parameters"]
+            within = [float(size) for size in sizes if size < cost(shape.parent)["block_parameters"]]
+            others = what_if(table, explored.predict, "block_parameters", within, seed=settings.seed)
+
+        with stages("save"):
+            best = contenders["subnet"]
+            records["subnet"]["checkpoint"] = "checkpoint"
+            report = {
+                "command": shown(" ".join(["python -m experiments.compress", *sys.argv[1:]])),
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "parent": parent_record(settings.parent, digest, cost),
+                "setting": {"digest": setting.digest, "fields": setting.fields},
+                "settings": {**asdict(settings), "storage": shown(settings.storage or "") or None},
+                "budget": {"limits": budget.limits, "parent_costs": cost(shape.parent)},
+                "latency_table": latency_record(latency_table),
+                "subnet": records.pop("subnet"),
+                "parent_scores": {
+                    "pairs": reference.record(),
+                    "validation": parent_validation.record(),
+                    "test": parent_test.record(),
+                    "latency": parent_latency.record(),
+                },
+                "baselines": {"uniform": None, "random_search": None, **records},
+                "predictor": predictor,
+                "search": {"rounds": [asdict(item) for item in explored.rounds]},
+                "pruning": space_record(space, explored.space, explored.dropped),
+                "front": front_record(others, cost),
+                "pairs": pairs_record([*explored.pairs, *random_pairs], cost),
+                "stages": stages.seconds,
+                "protocol": protocol_record(
+                    text, settings.seq_len, dtype, stored, device, settings.recovery_steps
+                ),
+                "versions": versions(),
+                "seed": settings.seed,
+            }
+            check_report(report)
+            code = needs_code(best.model, base_config, shape, best.architecture)
+            save_checkpoint(
+                best.model,
+                base_config,
+                shape,
+                best.architecture,
+                settings.out / "checkpoint",
+                tokenizer=tokenizer,
+                generation_config=generation_config,
+                card=card(report, best.architecture, shape, code),
+                dtype=stored,
+            )
+            write_pairs(table, settings.out / TABLE)
+            write_html(report, settings.out / "report.html")
+            write_json(report, settings.out / REPORT)  # last: its presence says that the run is finished
+
+        print(terminal_table(report))
+        say(
+            f"\ncheckpoint {settings.out / 'checkpoint'} in {str(stored).removeprefix('torch.')}, "
+            f"report {settings.out / 'report.html'}"
         )
-        write_pairs(table, settings.out / TABLE)
-        write_html(report, settings.out / "report.html")
-        write_json(report, settings.out / REPORT)  # last: its presence says that the run is finished
-
-    print(terminal_table(report))
-    say(
-        f"\ncheckpoint {settings.out / 'checkpoint'} in {str(stored).removeprefix('torch.')}, "
-        f"report {settings.out / 'report.html'}"
-    )
+    return 0
 
 
 def check(settings: Settings) -> None:

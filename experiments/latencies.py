@@ -11,6 +11,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from data.errors import InputError
+from nas.alone import alone
 from nas.latency import device_name
 from nas.latency_grid import SUBNETS, choices_anywhere, measure_table
 from nas.latency_table import FORMAT, LatencyTable, Request, read_latency, write_latency
@@ -47,13 +48,14 @@ def latencies_of(
         dict(space.knobs), repeats,
     ]  # fmt: skip
     path = cache / f"latency-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.json"
-    if path.is_file():
-        try:
-            return read_latency(path, shape)
-        except InputError:
-            path.unlink()  # half a file of an older version: it is made anew
-    table = measured(parent, shape, space, request, repeats)
-    write_latency(table, path)
+    with alone(path):
+        if path.is_file():
+            try:
+                return read_latency(path, shape)
+            except InputError:
+                path.unlink()  # half a file of an older version: it is made anew
+        table = measured(parent, shape, space, request, repeats)
+        write_latency(table, path)
     return table
 
 

@@ -43,7 +43,7 @@ from predictors.validation import out_of_fold, verdict
 REPORT, SETTINGS, STORE, TIMES = "report.json", "settings.json", "pairs.journal", "stages.json"
 FEWEST_PAIRS = 10
 """That a verdict on a predictor takes."""
-WHEREABOUTS = ("out", "cache", "device")
+WHEREABOUTS = ("out", "cache", "device", "storage", "workers", "launcher")
 """Settings that say where a run is carried out, not what it finds; a device, as far as latencies allow."""
 
 

@@ -71,6 +71,10 @@ class Worker:
             return None
         return cls(**stored)
 
+    def is_same_process(self, other: Worker) -> bool:
+        """Whether both are of one process."""
+        return (self.place, self.process, self.started) == (other.place, other.process, other.started)
+
     def lives(self, here: str) -> bool | None:
         """Whether it lives, asked at the place `here`; None where that cannot be known from there."""
         if self.place != here:

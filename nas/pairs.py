@@ -36,6 +36,8 @@ DIED, LEFT = "its worker died", "its worker let it go"
 """Reasons that say little about the architecture itself."""
 TRIES, DEATHS = 2, 10
 """After so many errors, or so many workers that died with it, an architecture is tried no more."""
+HELD: set[tuple[str, int]] = set()
+"""The claims that this process holds: the worker's token and the trial's number."""
 HASTE = 5.0
 """Seconds that a worker on its way out waits for the store."""
 
@@ -93,7 +95,6 @@ class Pairs:
         self._ended: set[int] = set()
         self._running: dict[int, tuple[Architecture, Worker | None]] = {}
         self._reasons: defaultdict[Architecture, list[str]] = defaultdict(list)
-        self._mine: set[int] = set()
         try:
             self._study = patiently(lambda: _study(self._storage, f"pairs-{setting.digest}"))
             if not self._study.user_attrs:
@@ -170,8 +171,9 @@ class Pairs:
 
     def _why_over(self, trial: FrozenTrial, worker: Worker | None) -> str | None:
         """Why a claim has no longer anyone who measures; None while it has."""
-        if worker == self._worker:
-            return None if trial.number in self._mine else LEFT  # made twice, when an answer was lost
+        if worker is not None and worker.is_same_process(self._worker):
+            # Not held: made twice, when an answer was lost, or left while the store was away.
+            return None if (worker.token, trial.number) in HELD else LEFT
         lives = worker.lives(self._worker.place) if worker is not None else None
         if lives is None:
             lives = not self._listener.is_dead(trial.number, trial.system_attrs.get(COUNT))
@@ -219,11 +221,15 @@ class Pairs:
         )
         trial_id = patiently(lambda: self._storage.create_new_trial(self._study._study_id, template))
         number = patiently(lambda: self._storage.get_trial_number_from_id(trial_id))
-        self._mine.add(number)
+        held = (self._worker.token, number)
+        HELD.add(held)
         self.refresh()
         before = [pair.architecture for at, pair in self._pairs.items() if at != number]
-        before += [held for at, (held, _) in self._running.items() if at < number]
-        claim = Claim(architecture, partial(self._end, trial_id), partial(self._beat, trial_id), self._pause)
+        before += [theirs for at, (theirs, _) in self._running.items() if at < number]
+        end = partial(self._end, trial_id)
+        claim = Claim(
+            architecture, end, partial(self._beat, trial_id), partial(HELD.discard, held), self._pause
+        )
         if architecture in before:
             claim.give_back()
             return None
@@ -265,10 +271,15 @@ class Claim:
     is given back, or, after an error, has failed with it."""
 
     def __init__(
-        self, architecture: Architecture, end: Callable[..., None], beat: Callable[[int], None], pause: float
+        self,
+        architecture: Architecture,
+        end: Callable[..., None],
+        beat: Callable[[int], None],
+        let_go: Callable[[], None],
+        pause: float,
     ) -> None:
         self.architecture = architecture
-        self._end, self._beat, self._pause, self._ended = end, beat, pause, False
+        self._end, self._beat, self._let_go, self._pause, self._ended = end, beat, let_go, pause, False
 
     def __enter__(self) -> Claim:
         self._heart = Heart(self._beat, self._pause)
@@ -278,6 +289,7 @@ class Claim:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._heart.stop()
+        self._let_go()
         if self._ended:
             return
         with suppress(InputError):  # a store that is away now: the error that led here says more
@@ -305,6 +317,7 @@ class Claim:
     def _finish(self, *end: Any, **more: Any) -> None:
         self._end(*end, **more)
         self._ended = True
+        self._let_go()
 
 
 def _study(storage: BaseStorage, name: str) -> optuna.Study:

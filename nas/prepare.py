@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from nas.alone import alone
 from nas.block_files import KINDS, choices_of_block, fill, permuted_in_files, read
 from nas.importance import CRITERIA
 from nas.placement import placement_of
@@ -69,10 +70,11 @@ def prepare(
     key = {**inputs, "ranking": ranking, "knobs": space.knobs, "format": FORMAT}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:16]
     folder = cache / digest
-    fill(
-        parent, shape, space, windows, CRITERIA[ranking], folder,
-        batch_size=batch_size, seed=seed, quiet=quiet,
-    )  # fmt: skip
+    with alone(folder):
+        fill(
+            parent, shape, space, windows, CRITERIA[ranking], folder,
+            batch_size=batch_size, seed=seed, quiet=quiet,
+        )  # fmt: skip
     blocks = [read(folder, block) or {} for block in range(shape.blocks)]
     matrices = {k.removeprefix("matrix."): v for b in blocks for k, v in b.items() if k.startswith("matrix.")}
     errors = {
@@ -85,7 +87,8 @@ def prepare(
         orders = Ranking(*(tuple(b[f"order.{kind}"].to(parent.device) for b in blocks) for kind in KINDS))
         permuted = permute(parent, shape, orders)
     else:
-        permuted = permuted_in_files(parent, shape, folder)
+        with alone(folder):
+            permuted = permuted_in_files(parent, shape, folder)
     return Prepared(
         parent=permuted,
         bank=Bank(matrices, errors),

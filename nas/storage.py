@@ -115,7 +115,7 @@ class JournalLock(JournalFileOpenLock):
     def __init__(self, journal: Path) -> None:
         super().__init__(str(journal))
         self._journal = journal
-        self._lock = FileLock(f"{journal}.writing")  # a name of its own: Optuna's is a link to the journal
+        self._lock = FileLock(journal.with_name(f".{journal.name}.lock"))  # Optuna's is a link to the journal
 
     def acquire(self) -> bool:
         """Wait for it, and mend the end of the journal."""
@@ -138,7 +138,8 @@ def _check_records(journal: Path) -> None:
     for number, line in enumerate(whole, 1):
         if not isinstance(json.loads(line), dict):
             raise ValueError(f"line {number} is no record")
-    if torn and not torn.startswith(b'{"op_code"'[: len(torn)]):
+    begin = b'{"op_code"'
+    if torn and not torn.startswith(begin[: len(torn)] if whole else begin):
         raise ValueError("its end is no record")
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from data.errors import InputError
+from nas.alone import alone
 from nas.parent import digest_of
 from nas.recovery.losses import Reference
 
@@ -120,17 +121,20 @@ def stored_teacher(
     key = [digest_of(parent), tokens_digest(windows), top_k, temperature, FORMAT]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     path = cache / f"logits-{digest}.safetensors"
-    stored = _read(path)
-    if stored is None:
-        parts = []
-        for batch in windows.split(batch_size):
-            parts.append(_top(_log_p(parent, batch.to(parent.device), temperature), top_k))
-            progress(len(batch))
-        log_p, indices, log_rest = (torch.cat(column) for column in zip(*parts, strict=True))
-        _write(path, {"log_p": log_p, "indices": indices, "log_rest": log_rest, "windows": windows.int()})
+    with alone(path):
         stored = _read(path)
         if stored is None:
-            raise InputError(f"the logits just stored as {path} cannot be read; give another cache folder")
+            parts = []
+            for batch in windows.split(batch_size):
+                parts.append(_top(_log_p(parent, batch.to(parent.device), temperature), top_k))
+                progress(len(batch))
+            log_p, indices, log_rest = (torch.cat(column) for column in zip(*parts, strict=True))
+            _write(path, {"log_p": log_p, "indices": indices, "log_rest": log_rest, "windows": windows.int()})
+            stored = _read(path)
+            if stored is None:
+                raise InputError(
+                    f"the logits just stored as {path} cannot be read; give another cache folder"
+                )
     return StoredTeacher(**stored, temperature=temperature, digest=digest)
 
 
