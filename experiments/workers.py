@@ -109,6 +109,8 @@ def environment_of(number: int, workers: int, device: str) -> Mapping[str, str]:
         seen = visible_gpus()
         environment["CUDA_VISIBLE_DEVICES"] = seen[number % len(seen)]
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    if number:
+        environment.setdefault("TQDM_MININTERVAL", "30")  # nobody watches the bars in its log
     return environment
 
 

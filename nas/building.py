@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from data.errors import InputError, first_line
 from nas.architecture import Architecture
 from nas.cost import Budget
-from nas.evaluate import Scores, evaluate, is_out_of_memory
+from nas.evaluate import Scores, evaluate, free_memory, is_out_of_memory
 from nas.pairs import Claim, Pair, Pairs
 from nas.recovery import Recipe
 from nas.recovery.teacher import Teacher
@@ -29,9 +29,13 @@ SHORTEST, LONGEST = 0.05, 2.0
 """Seconds between two looks at what other workers have stored."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class SubnetMeter:
-    """Measures subnets of one permuted parent with its repair bank: cut as views, evaluate, release."""
+    """Measures subnets of one permuted parent with its repair bank: cut as views, evaluate, release.
+
+    Where the device has no room for `batch_size` windows this is halved, for this subnet and all that follow,
+    until one window alone does not fit either.
+    """
 
     parent: PreTrainedModel
     shape: Shape
@@ -49,7 +53,16 @@ class SubnetMeter:
 
     def score(self, subnet: PreTrainedModel) -> Scores:
         """Scores of a model on the windows."""
-        return evaluate(subnet, self.windows, batch_size=self.batch_size)
+        while True:
+            try:
+                return evaluate(subnet, self.windows, batch_size=self.batch_size)
+            except Exception as error:
+                if not is_out_of_memory(error) or self.batch_size == 1:
+                    raise
+            # Behind the handler, which holds all that the failed pass had on the device.
+            self.batch_size = max(1, self.batch_size // 2)
+            free_memory()
+            tqdm.write(f"out of memory: from here on {self.batch_size} windows at a time", file=sys.stderr)
 
 
 @dataclass(frozen=True)

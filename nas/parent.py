@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,14 +38,22 @@ HUB_MODEL = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU; anything else is taken as it is."""
+    """`auto` is CUDA where there is one, else the CPU; anything else is taken as it is. Of several GPUs a
+    process that torchrun or Slurm started as one of some on its machine takes its own."""
     try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        device = torch.device(_found() if name == "auto" else name)
     except RuntimeError as error:
         raise InputError(f"device {name!r} is not known; give auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError("no CUDA device is available here; give --device cpu")
     return device
+
+
+def _found() -> str:
+    if not torch.cuda.is_available():
+        return "cpu"
+    rank = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or ""
+    return f"cuda:{int(rank) % torch.cuda.device_count()}" if rank.isdigit() else "cuda"
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

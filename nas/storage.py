@@ -99,6 +99,7 @@ def _sqlite(location: str) -> RDBStorage:
     @event.listens_for(storage.engine, "connect")
     def begin_by_hand(connection: object, _: object) -> None:
         connection.isolation_level = None  # type: ignore[attr-defined]
+        connection.execute("PRAGMA journal_mode=WAL")  # type: ignore[attr-defined]
 
     @event.listens_for(storage.engine, "begin")
     def begin(connection: object) -> None:

@@ -1,5 +1,6 @@
 """Pairs: stored the moment they exist, never lost, never measured twice, and never of another setting."""
 
+import copy
 import multiprocessing
 import os
 import re
@@ -13,12 +14,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import PreTrainedModel
 
 from data.errors import InputError
 from nas.architecture import Architecture, Block
 from nas.building import SubnetMeter, build_pairs, table
-from nas.cost import Budget
+from nas.cost import Budget, CostModel
 from nas.evaluate import Scores, evaluate
+from nas.families import layers_of
 from nas.pairs import Pair, Pairs, Setting
 from nas.shape import Shape, Widths, architecture_of, widths_of
 from nas.space import SearchSpace
@@ -280,6 +283,54 @@ def test_what_was_interrupted_is_no_failure(location: str) -> None:
     claim = pairs.take([narrow(1)], "start")
     assert claim is not None and claim.architecture == narrow(1)
     assert Pairs(location, SETTING).take([narrow(1)], "start") is None
+
+
+@pytest.mark.parametrize("room", [1, 3, 8])
+def test_a_device_that_runs_out_of_memory_halfway_costs_no_pair(
+    room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parent, shape = permuted_parent("llama")
+    kept = CostModel(shape, 8, 4)
+    whole, windows = Budget(kept, kept(shape.parent)), tokens(batch=16)
+    rows = np.stack([widths_of(architecture_of_cut(kind, shape), shape) for kind in CUTS[:6]])
+
+    def build(name: str) -> tuple[list[Pair], SubnetMeter]:
+        meter = SubnetMeter(parent, shape, None, windows, 8)  # type: ignore[arg-type]
+        pairs = Pairs(str(tmp_path / name), SETTING)
+        return build_pairs(pairs, meter, shape, whole, rows, "start", quiet=True), meter
+
+    undisturbed, _ = build("undisturbed")
+    forward, passes = type(parent).forward, []
+
+    def small(self: PreTrainedModel, ids: torch.Tensor, *given: object, **more: object) -> object:
+        passes.append(len(ids))
+        if len(passes) > 5 and len(ids) > room:  # in the middle of the third subnet
+            raise torch.OutOfMemoryError("tried to allocate 2.00 GiB")
+        return forward(self, ids, *given, **more)
+
+    monkeypatch.setattr(type(parent), "forward", small)
+    found, meter = build("disturbed")
+    assert meter.batch_size == {1: 1, 3: 2, 8: 8}[room]
+    assert capsys.readouterr().err.count("out of memory") == {1: 3, 3: 2, 8: 0}[room]
+    assert [pair.architecture for pair in found] == [pair.architecture for pair in undisturbed]
+    np.testing.assert_allclose(
+        [pair.score for pair in found], [pair.score for pair in undisturbed], rtol=1e-6
+    )
+
+
+def test_a_layer_of_nan_is_a_failure_with_its_reason(tmp_path: Path) -> None:
+    whole, shape = permuted_parent("llama")
+    parent = copy.deepcopy(whole)
+    layers_of(parent)[1].down_proj.weight.data[:] = float("nan")
+    cost = CostModel(shape, 8, 4)
+    rows = np.stack([widths_of(architecture_of_cut(kind, shape), shape) for kind in CUTS])
+    dropped = [architecture_of(row, shape) for row in rows if row[1, 2] == 0]
+    pairs = Pairs(str(tmp_path / "p"), SETTING)
+    meter = SubnetMeter(parent, shape, None, tokens(batch=4), 2)  # type: ignore[arg-type]
+    built = build_pairs(pairs, meter, shape, Budget(cost, cost(shape.parent)), rows, "start", quiet=True)
+    assert [pair.architecture for pair in built] == dropped != []
+    assert {*pairs.failures} == {architecture_of(row, shape) for row in rows} - {*dropped}
+    assert all("scored nan" in reason for reason in pairs.failures.values())
 
 
 def test_a_meter_scores_the_subnet_itself() -> None:
