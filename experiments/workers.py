@@ -131,7 +131,7 @@ def by_ray(command: Sequence[str], settings: Any, folder: Path) -> list[int]:
         raise InputError(
             "--launcher ray needs Ray; run python -m pip install -e '.[ray]', or leave it out"
         ) from error
-    ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, ignore_reinit_error=True)
+    ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, include_dashboard=False)
     logs, here = (folder / "workers").absolute(), os.getcwd()
     logs.mkdir(parents=True, exist_ok=True)
     gpus = 1 if ray.cluster_resources().get("GPU") else 0

@@ -10,8 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from experiments import compress, workers
+from experiments.command_line import parse
+from experiments.workers import arguments, environment_of
 from nas.pairs import Pairs, Setting
+from nas.parent import choose_device
+from nas.storage import shown
 from tests.experiments.test_compress import read, results
 from tests.experiments.toy_job import job, make_toy
 from tests.nas.test_workers import KINDS, location, server
@@ -140,3 +146,56 @@ def test_a_disk_that_is_full(
     assert job(toy, out, storage=location, latency_repeats=0) == 0
     assert same(out, finished)
     check_once(location, out)
+
+
+@pytest.mark.slow
+def test_ray_places_the_workers(toy: Path, finished: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="Ray is an extra that these tests do not install")
+    assert job(toy, tmp_path / "run", workers=2, launcher="ray", latency_repeats=0) == 0
+    assert same(tmp_path / "run", finished)
+    logs = [(tmp_path / "run" / "workers" / f"{number}.log").read_text() for number in range(2)]
+    assert all("rank and repair" in log for log in logs)
+
+
+def test_each_worker_gets_a_gpu_and_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert environment_of(0, 3, "cpu")["OMP_NUM_THREADS"] == "2"
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert environment_of(0, 3, "cpu")["OMP_NUM_THREADS"] == "5"
+    monkeypatch.setattr(workers, "choose_device", lambda name: torch.device("cuda"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    assert [environment_of(n, 3, "auto")["CUDA_VISIBLE_DEVICES"] for n in range(3)] == ["4", "6", "4"]
+    assert environment_of(0, 3, "cpu")["CUDA_VISIBLE_DEVICES"] == "4,6"
+
+
+@pytest.mark.parametrize(
+    ("environment", "device"),
+    [
+        ({}, "cuda"),
+        ({"LOCAL_RANK": "3"}, "cuda:1"),
+        ({"SLURM_LOCALID": "0"}, "cuda:0"),
+        ({"LOCAL_RANK": ""}, "cuda"),
+    ],
+)
+def test_a_process_of_torchrun_or_slurm_takes_its_own_gpu(
+    environment: dict[str, str], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("auto") == torch.device(device)
+
+
+def test_the_arguments_of_a_worker_spell_its_settings(tmp_path: Path) -> None:
+    settings = compress.Settings(keep=None, out=tmp_path, random_search=False, max_flops=5, storage="a b")
+    assert parse(compress.Settings, arguments(settings)) == settings
+
+
+def test_a_password_is_not_shown() -> None:
+    assert shown("postgresql+psycopg://me:secret@host:5/db") == "postgresql+psycopg://me:***@host:5/db"
+    for plain in ("postgresql://me@host/db", "sqlite:////a/b.db", "runs/a@b.journal"):
+        assert shown(plain) == plain
