@@ -48,7 +48,7 @@ from nas.recovery.training import recover
 from nas.report import write_json
 from nas.shape import Shape
 
-STATE = "training.pt"
+STATE = "training.safetensors"
 
 
 @dataclass(frozen=True)

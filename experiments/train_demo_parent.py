@@ -31,6 +31,7 @@ from data.stdlib import SPLITS, stdlib_documents
 from data.windows import encode, spread, windows
 from experiments.command_line import option
 from experiments.command_line import run as run_script
+from nas.recovery.state import read_state, write_state
 
 END = "<|endoftext|>"
 
@@ -178,12 +179,11 @@ class Run:
         state = {name: getattr(self, name) for name in ("step", "seconds", "curve", "before")}
         state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         state |= {"settings": recipe(self.settings)}
-        torch.save(state, path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)
+        write_state(path, "demo parent", state)
 
     def load(self, path: Path) -> None:
         """Go on where `save` left off; InputError where that was a run of other settings."""
-        state: dict[str, Any] = torch.load(path, weights_only=True)
+        state = read_state(path, "demo parent") or {}
         other = [name for name, value in recipe(self.settings).items() if state["settings"][name] != value]
         if other:
             raise InputError(
@@ -199,7 +199,7 @@ def train(settings: Settings, tokens: dict[str, NDArray[np.int32]]) -> Run:
     """Train until the steps or the minutes are over, saving the run every minute to the work folder."""
     run = Run(settings, tokens["train"])
     settings.work.mkdir(parents=True, exist_ok=True)
-    path = settings.work / "run.pt"
+    path = settings.work / "run.safetensors"
     watched = spread(windows(tokens["validation"], settings.window), 64)
     if path.exists():
         run.load(path)

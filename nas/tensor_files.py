@@ -50,12 +50,15 @@ def write_tensors(
         }  # fmt: skip
     words = json.dumps(header).encode()
     words += b" " * (-(8 + len(words)) % ALIGNED)
-    with beside.open("wb") as file:
-        file.write(len(words).to_bytes(8, "little") + words)
-        for name in order:
-            flat = tensors[name].detach().cpu().contiguous().flatten()
-            file.write(flat.view(torch.uint8).numpy().data)
-    beside.replace(path)
+    try:
+        with beside.open("wb") as file:
+            file.write(len(words).to_bytes(8, "little") + words)
+            for name in order:
+                flat = tensors[name].detach().cpu().contiguous().flatten()
+                file.write(flat.view(torch.uint8).numpy().data)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def in_file(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ from nas.recovery.training import recover
 from nas.report import write_json
 from nas.shape import Shape
 
-RESULT, STATE = "result.json", "recovery.pt"
+RESULT, STATE = "result.json", "recovery.safetensors"
 S = TypeVar("S", bound="Common")
 
 

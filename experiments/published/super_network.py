@@ -41,7 +41,7 @@ from nas.supernet.training import TrainingRecipe, train
 
 FORMAT = 3
 """Raised whenever a super-network is made differently from the same settings."""
-RECORD, MODEL, STATE = "supernet.json", "model", "training.pt"
+RECORD, MODEL, STATE = "supernet.json", "model", "training.safetensors"
 WEIGHTS = "plain.safetensors"
 """In the folder `MODEL`, beside the configuration."""
 

@@ -86,8 +86,8 @@ def test_a_killed_training_goes_on_as_if_never_killed(tmp_path: Path) -> None:
     whole, killed, resumed = (Run(SMALL, tokens) for _ in range(3))
     losses = [whole.advance() for _ in range(6)]
     first = [killed.advance() for _ in range(3)]
-    killed.save(tmp_path / "run.pt")
-    resumed.load(tmp_path / "run.pt")
+    killed.save(tmp_path / "run.safetensors")
+    resumed.load(tmp_path / "run.safetensors")
     assert first + [resumed.advance() for _ in range(3)] == losses
     assert whole.done() == resumed.done() == 1.0
     for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
@@ -96,6 +96,6 @@ def test_a_killed_training_goes_on_as_if_never_killed(tmp_path: Path) -> None:
 
 def test_a_run_of_other_settings_is_not_resumed(tmp_path: Path) -> None:
     tokens = np.zeros(100, dtype=np.int32)
-    Run(SMALL, tokens).save(tmp_path / "run.pt")
+    Run(SMALL, tokens).save(tmp_path / "run.safetensors")
     with pytest.raises(InputError, match="run with another batch, ffn: delete it"):
-        Run(replace(SMALL, batch=3, ffn=32), tokens).load(tmp_path / "run.pt")
+        Run(replace(SMALL, batch=3, ffn=32), tokens).load(tmp_path / "run.safetensors")

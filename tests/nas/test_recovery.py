@@ -184,7 +184,7 @@ def test_an_interrupted_training_goes_on_to_the_same_result(
         if sum(done) == after:
             raise Stop
 
-    path = tmp_path / "state.pt"
+    path = tmp_path / "state.safetensors"
     with pytest.raises(Stop):
         train(path, stop)
     resumed: list[int] = []
@@ -197,7 +197,7 @@ def test_an_interrupted_training_goes_on_to_the_same_result(
 
 
 def test_a_state_of_another_training_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "state.pt"
+    path = tmp_path / "state.safetensors"
     recover(subnet_of(), WINDOWS, steps=2, recipe=RECIPE, state=path)
     before = path.read_bytes()
     for subnet, windows, steps, recipe in (

@@ -243,7 +243,7 @@ def test_an_interrupted_training_ends_where_a_whole_one_does(
     shape, grid, windows = shape_of(parent), grid_of(shape_of(parent)), tokens(batch=6)
     recipe = TrainingRecipe(batch_size=2, learning_rate=1e-3, rank=rank, dropout=0.1)
     whole = train(parent, shape, grid, windows, 8, recipe)
-    given = {"state": tmp_path / "training.pt", "fingerprint": "x"}
+    given = {"state": tmp_path / "training.safetensors", "fingerprint": "x"}
     done: list[int] = []
 
     def stop(step: int) -> None:
@@ -260,7 +260,9 @@ def test_an_interrupted_training_ends_where_a_whole_one_does(
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], weight)
     with pytest.raises(InputError, match="another training"):
-        train(parent, shape, grid, windows, 8, recipe, state=tmp_path / "training.pt", fingerprint="y")
+        train(
+            parent, shape, grid, windows, 8, recipe, state=tmp_path / "training.safetensors", fingerprint="y"
+        )
 
 
 def test_a_training_that_cannot_be_is_refused() -> None:
