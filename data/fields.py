@@ -88,6 +88,5 @@ def _string(value: object, name: str, where: str, columns: list[str]) -> str:
             f"{name!r} in {where} is a {type(value).__name__} and no text: name a text field as PATH#FIELD"
         )
     wanted = "no conversation" if name == CHAT else f"no {name!r}"
-    raise InputError(
-        f"{where} has {wanted}, only {', '.join(columns[:12])}: name the text field as PATH#FIELD"
-    )
+    there = ", ".join(column[:40] for column in columns[:12])
+    raise InputError(f"{where} has {wanted}, only {there}: name the text field as PATH#FIELD")

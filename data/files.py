@@ -1,6 +1,5 @@
 """Local files as text: plain text kept byte for byte, JSON and Parquet as documents or conversations."""
 
-import json
 from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from data.errors import InputError
 from data.fields import BLANK_LINE, DOCUMENT, LINE, TEXT_FIELD, Field, Passages
+from data.json_text import from_json, said
 
 TEXT = (".txt", ".raw", ".tokens")
 FORMS = (*TEXT, ".jsonl", ".json", ".parquet")
@@ -106,10 +106,10 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
+            row = from_json(line)
+        except ValueError as error:
             raise InputError(
-                f"line {number:,} of {path} is no JSON ({error.msg}): one object a line is needed"
+                f"line {number:,} of {path} is no JSON ({said(error)}): one object a line is needed"
             ) from error
         if not isinstance(row, dict):
             raise InputError(
@@ -125,9 +125,9 @@ def _json_list(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield from json_lines(path)
         return
     try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is no JSON ({error.msg}): a list of objects is needed") from error
+        rows = from_json(text)
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON ({said(error)}): a list of objects is needed") from error
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise InputError(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import InputError
+from data.json_text import from_json
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,10 @@ def kept(name: str, field: str, limit: int) -> Streamed | None:
     path = _path(name, field, limit)
     try:
         with path.open(encoding="utf-8") as file:
-            head = json.loads(next(file))
+            head = from_json(next(file))
             rows: dict[str, list[dict[str, Any]]] = {split: [] for split in head["rows"]}
             for line in file:
-                split, row = json.loads(line)
+                split, row = from_json(line)
                 rows[split].append(row)
     except (OSError, ValueError, KeyError, TypeError, StopIteration):
         return None

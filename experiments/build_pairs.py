@@ -17,7 +17,6 @@ The same command again goes on where it stopped.
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from data.errors import InputError
+from data.json_text import from_json
 from experiments.command_line import check_least, option, run
 from experiments.results import WHEREABOUTS, seeded, usable
 from experiments.stages import Stages, say
@@ -128,7 +128,7 @@ def refuse_other(path: Path, settings: Settings) -> None:
     """Raise `InputError` where other settings made the table that is there, or it has more rows."""
     if not path.is_file():
         return
-    theirs = json.loads(path.read_text())
+    theirs = from_json(path.read_text())
     other = sorted(name for name, value in mine(settings).items() if theirs.get(name) != value)
     if other:
         said = ", ".join(f"{name} is {theirs.get(name)} and {mine(settings)[name]}" for name in other[:3])

@@ -148,17 +148,19 @@ class _Option:
         if not self.many:
             return self._read_one(value, where)
         if not isinstance(value, list):
-            raise InputError(f"{where}: {value!r} is not a list.")
+            raise InputError(f"{where}: {_short(value)} is not a list.")
         return tuple(self._read_one(item, where) for item in value)
 
     def _read_one(self, value: Any, where: str) -> Any:
         try:
             result = _as(self.kind, value)
         except (ValueError, OverflowError):
-            raise InputError(f"{where}: {value!r} is not {WANTED[self.kind]}.") from None
+            raise InputError(f"{where}: {_short(value)} is not {WANTED[self.kind]}.") from None
         if self.choices and result not in self.choices:
             names = ", ".join(map(str, self.choices))
-            raise InputError(f"{where}: {value!r} is not one of {names}{_near(str(result), self.choices)}")
+            raise InputError(
+                f"{where}: {_short(value)} is not one of {names}{_near(str(result), self.choices)}"
+            )
         return result
 
     def add_to(self, group: argparse._ArgumentGroup) -> None:
@@ -231,7 +233,7 @@ def _as(kind: Any, value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError
     if kind in (str, Path):
-        return kind(value)
+        return kind(str(value))
     if kind is int and not isinstance(value, float):
         with contextlib.suppress(ValueError):
             return int(value)
@@ -249,7 +251,7 @@ def _from_file(path: Path, options: dict[str, _Option]) -> dict[str, Any]:
         raise InputError(f"--config: {path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
         raise InputError(f"--config: {path} is not a text file.") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" (line {mark.line + 1})" if mark else ""
         raise InputError(f"--config: {path} is neither YAML nor JSON{line}.") from None
@@ -259,7 +261,7 @@ def _from_file(path: Path, options: dict[str, _Option]) -> dict[str, Any]:
     for written, value in content.items():
         name = str(written).replace("-", "_")
         if name not in options:
-            raise InputError(f"{path}: unknown setting {written!r}{_near(name, options)}")
+            raise InputError(f"{path}: unknown setting {_short(written)}{_near(name, options)}")
         values[name] = options[name].read(value, f"{path}: {written}")
     return values
 
@@ -316,6 +318,12 @@ def _unknown(word: str, flags: list[str]) -> str:
         return f"{word!r} belongs to no option."
     flag = word.split("=")[0]
     return f"unknown option {flag}{_near(flag, flags)}"
+
+
+def _short(value: Any) -> str:
+    """A value as it may stand in a sentence."""
+    words = repr(value)
+    return words if len(words) <= 120 else f"{words[:120]}…"
 
 
 def _near(word: str, known: Iterable[Any]) -> str:

@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 import predictors
 from data.errors import InputError
+from data.json_text import from_json
 from experiments.command_line import check_least, option, run
 from experiments.learning_plot import draw
 from experiments.results import seeded, usable, versions
@@ -258,7 +259,7 @@ def earlier(path: Path, protocol: str, contestants: Sequence[Contestant]) -> lis
     if not path.is_file():
         return []
     try:
-        rows = json.loads(path.read_text())
+        rows = from_json(path.read_text())
         others = {row["protocol"] for row in rows} - {protocol}
         codes = {each.name: each.code for each in contestants}
         kept = [row for row in rows if row["code"] == codes.get(row["predictor"], row["code"])]

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from data.errors import InputError
+from data.json_text import from_json
 from experiments.command_line import check_least, option, run
 from experiments.results import usable, versions
 from experiments.stages import Stages
@@ -157,7 +158,7 @@ def earlier(path: Path, settings: dict[str, Any], protocol: dict[str, Any]) -> d
     if not path.is_file():
         return None
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record: dict[str, Any] = from_json(path.read_text(encoding="utf-8"))
         theirs = record["settings"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(

@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 
 from data.corpus import TEXTS
 from data.errors import InputError
+from data.json_text import from_json
 from experiments.command_line import check_least, option, required, run
 from experiments.results import usable, versions
 from experiments.score import load
@@ -218,7 +219,7 @@ def read_architecture(folder: Path, shape: Shape) -> Architecture:
     """What a checkpoint of this project is; `InputError` if it is none, or not one of this parent's."""
     path = folder / RECORD
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = from_json(path.read_text(encoding="utf-8"))
         architecture = Architecture.from_json(json.dumps(record["architecture"]))
         theirs = asdict(Shape(**record["parent_shape"]))
     except (OSError, ValueError, KeyError, TypeError) as error:

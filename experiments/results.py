@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from data.errors import InputError
+from data.json_text import from_json
 from experiments.guarded import Guarded
 from experiments.text import Text
 from nas.architecture import Architecture
@@ -61,7 +62,7 @@ def claim(out: Path, settings: Any) -> None:
     path = out / SETTINGS
     try:
         if path.is_file() and ((out / STORE).exists() or (out / REPORT).exists()):  # nothing to mix otherwise
-            theirs = json.loads(path.read_text())
+            theirs = from_json(path.read_text())
             if theirs == mine:
                 return
             other = {name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)}
@@ -109,7 +110,7 @@ def finished(out: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        report = json.loads(path.read_text())
+        report = from_json(path.read_text())
     except ValueError:
         return False  # half a file: the run is repeated from its pairs
     print(terminal_table(report))

@@ -25,6 +25,8 @@ from typing import Any
 
 import matplotlib
 
+from data.json_text import from_json
+
 matplotlib.use("Agg")
 import numpy as np
 import pandas as pd
@@ -125,7 +127,7 @@ def refuse_other(path: Path, asked: dict[str, Any]) -> None:
     if not path.is_file():
         return
     try:
-        theirs = json.loads(path.read_text())
+        theirs = from_json(path.read_text())
         same = {name: theirs[name] for name in asked} == asked
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read ({error}); move it away, or give another --out") from error

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 
+from data.json_text import from_json
 from nas.report import write_json
 
 
@@ -40,7 +40,7 @@ class Stages:
 def _read(file: Path | None) -> dict[str, float]:
     """The seconds in a file; none where there is no such file or it is damaged, which costs nothing else."""
     try:
-        found = json.loads(file.read_text()) if file is not None else {}
+        found = from_json(file.read_text()) if file is not None else {}
         return {str(name): float(seconds) for name, seconds in found.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}

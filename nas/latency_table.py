@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import InputError
+from data.json_text import from_json
 from nas.shape import Shape, Widths, widths_of
 
 FORMAT = 3
@@ -95,7 +96,7 @@ def write_latency(table: LatencyTable, path: Path) -> None:
 def read_latency(path: Path, shape: Shape) -> LatencyTable:
     """What `write_latency` wrote; `InputError` where it cannot be read, or its parent has another shape."""
     try:
-        stored = json.loads(path.read_text())
+        stored = from_json(path.read_text())
         if stored["format"] != FORMAT:
             raise ValueError(f"its format is {stored['format']}, and this version reads {FORMAT}")
         own = Shape(**stored["shape"])
@@ -109,7 +110,7 @@ def read_latency(path: Path, shape: Shape) -> LatencyTable:
         )
         if not np.isfinite(table(widths_of(own.parent, own))):
             raise ValueError("some of its numbers are not finite")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
         raise InputError(
             f"the latency table {path} cannot be read ({said}); make one with experiments.measure_latency"

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data.errors import InputError, first_line
+from data.json_text import from_json
 from nas.architecture import Architecture
 from nas.cost import COUNTED, CostModel
 from nas.damage import DamagePredictor
@@ -171,7 +172,7 @@ def read_pairs(path: Path) -> PairTable:
             f"{path} is Parquet, but no pair table of this project; make one with experiments.build_pairs"
         )
     try:
-        about = json.loads(stored)
+        about = from_json(stored)
         if about["format"] != FORMAT:
             raise ValueError(f"its format is {about['format']}, and this version reads {FORMAT}")
         shape = Shape(**about["shape"])

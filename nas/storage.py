@@ -8,7 +8,6 @@ the same number. A server: connections that are tried before they are used.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
@@ -33,6 +32,7 @@ from sqlalchemy.exc import (
 )
 
 from data.errors import InputError, first_line
+from data.json_text import from_json
 
 Result = TypeVar("Result")
 PATIENCE = 600.0
@@ -65,6 +65,7 @@ def open_storage(location: str) -> BaseStorage:
             "python -m pip install -e '.[postgres]'"
         ) from error
     except Exception as error:
+        error = _behind(error)
         is_server = isinstance(error, AWAY) and not location.startswith("sqlite")
         mend = "start the server, or check the URL" if is_server else "move it away to start afresh"
         raise InputError(
@@ -83,8 +84,9 @@ def _database(location: str) -> RDBStorage:
             else:
                 storage = RDBStorage(location, engine_kwargs={"pool_pre_ping": True})
         except (StorageInternalError, IntegrityError, ProgrammingError, OperationalError) as error:
-            raced = isinstance(error, IntegrityError) or "already exists" in str(error)
-            absent = isinstance(error, AWAY) and not location.startswith("sqlite")
+            reason = _behind(error)
+            raced = isinstance(reason, IntegrityError) or "already exists" in str(reason)
+            absent = isinstance(reason, AWAY) and not location.startswith("sqlite")
             if not (raced or absent) or time.monotonic() - begun > OPENING:
                 raise
             time.sleep(random.uniform(0.1, 0.5))
@@ -137,7 +139,7 @@ def _check_records(journal: Path) -> None:
     """Raise `ValueError` unless every line is a record, or the last one the beginning of a record."""
     *whole, torn = journal.read_bytes().split(b"\n") if journal.exists() else [b""]
     for number, line in enumerate(whole, 1):
-        if not isinstance(json.loads(line), dict):
+        if not isinstance(from_json(line), dict):
             raise ValueError(f"line {number} is no record")
     begin = b'{"op_code"'
     if torn and not torn.startswith(begin[: len(torn)] if whole else begin):
@@ -163,7 +165,7 @@ def _end_last_line(journal: Path) -> None:
         return
     torn = journal.read_bytes().rpartition(b"\n")[2]
     try:
-        json.loads(torn)
+        from_json(torn)
     except ValueError:
         os.truncate(journal, journal.stat().st_size - len(torn))
     else:
@@ -182,8 +184,7 @@ def patiently(action: Callable[[], Result], patience: float = PATIENCE) -> Resul
         try:
             return action()
         except (StorageInternalError, DBAPIError) as error:
-            cause = error.__cause__
-            reason = cause if isinstance(cause, Exception) else error
+            reason = _behind(error)
             if not isinstance(reason, AWAY) or _is_full(reason):
                 raise InputError(
                     f"the pair store cannot be written ({first_line(reason)}); what was measured before is "
@@ -201,6 +202,12 @@ def patiently(action: Callable[[], Result], patience: float = PATIENCE) -> Resul
                 f"the pair store cannot be written ({error.strerror or error}); make room, and run the same "
                 "command again: what was measured before is kept"
             ) from error
+
+
+def _behind(error: Exception) -> Exception:
+    """What a database said, where Optuna raises an error of its own for it."""
+    cause = error.__cause__
+    return cause if isinstance(error, StorageInternalError) and isinstance(cause, Exception) else error
 
 
 def _is_full(error: Exception) -> bool:

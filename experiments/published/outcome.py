@@ -13,6 +13,7 @@ from tqdm import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from data.errors import InputError
+from data.json_text import from_json
 from experiments.published.card import card
 from experiments.published.case import Case, Common, open_case
 from experiments.published.table import table
@@ -82,7 +83,7 @@ def read_results(out: Path) -> list[dict[str, Any]]:
     """All finished records under a folder, with the places of their checkpoints."""
     found = []
     for path in sorted(out.absolute().glob(f"*/{RESULT}")):
-        result = json.loads(path.read_text())
+        result = from_json(path.read_text())
         if result.get("measured"):
             found.append({**result, "checkpoint": str(path.parent / result["checkpoint"])})
     return found
@@ -203,7 +204,7 @@ def _asked(case: Case, settings: Common, keep: float) -> dict[str, Any]:
 def _read(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
     """The record in a folder, if its checkpoint is there too; `InputError` if other settings made it."""
     try:
-        result: dict[str, Any] = json.loads((folder / RESULT).read_text())
+        result: dict[str, Any] = from_json((folder / RESULT).read_text())
         theirs = result["asked"]
         result["checkpoint"] = str(folder / result["checkpoint"])
     except (OSError, ValueError, KeyError, TypeError):

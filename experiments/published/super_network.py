@@ -20,6 +20,7 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from data.corpus import load_corpus
+from data.json_text import from_json
 from data.windows import draw, encode, spread, windows
 from experiments.command_line import option
 from experiments.published.case import Case, Common
@@ -231,7 +232,7 @@ def _fields(case: Case, settings: Making) -> dict[str, Any]:
 
 def _record(path: Path) -> dict[str, Any] | None:
     try:
-        record: dict[str, Any] = json.loads(path.read_text())
+        record: dict[str, Any] = from_json(path.read_text())
         return record if "training" in record else None
     except (OSError, ValueError):
         return None

@@ -6,7 +6,6 @@ plain or with code of their own, and parents. The tensors say how wide a block i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +17,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from data.errors import InputError, first_line
+from data.json_text import from_json
 from nas.families.table import PREFIX, family_name
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -145,12 +145,20 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     missing = sorted({str(place) for place in places.values() if not place.is_file()})
     if missing:
         raise InputError(f"{folder} names the file {missing[0]}, which is not there; fetch it again")
-    return Checkpoint(folder, _complete(folder, config), places)
+    complete = _complete(folder, config)
+    numbers = {
+        name: complete.get(name) for name in ("hidden_size", "num_attention_heads", "num_hidden_layers")
+    }
+    numbers |= {"head_dim": complete.get("head_dim") or 1}
+    for name, value in numbers.items():
+        if type(value) is not int or value < 1:
+            raise InputError(f"{folder / 'config.json'} says {name} is {value!r}; fetch the checkpoint again")
+    return Checkpoint(folder, complete, places)
 
 
 def _complete(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     """A configuration with what its family takes where a file says nothing; a subnet's is complete."""
-    kind = config.get("model_type", "")
+    kind = str(config.get("model_type", ""))
     if kind.startswith(PREFIX):
         return config
     try:
@@ -165,7 +173,7 @@ def _complete(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
 def read_json(path: Path) -> dict[str, Any]:
     """What a JSON file of a checkpoint holds by name; `InputError` for one that is not there or cut off."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = from_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(
             f"{path} cannot be read ({error.strerror}); give the folder of a checkpoint"

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from data.errors import InputError
+from data.json_text import from_json
 from nas.tensor_files import write_tensors
 
 
@@ -28,7 +29,7 @@ def read_state(path: Path | None, fingerprint: str) -> dict[str, Any] | None:
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            written = json.loads(file.metadata()["state"])
+            written = from_json(file.metadata()["state"])
             state = _unpacked(written, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
         theirs = state.pop("fingerprint")
     except Exception as error:  # whatever the damage leads to

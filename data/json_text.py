@@ -1,0 +1,19 @@
+"""JSON that others wrote."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def said(error: ValueError) -> str:
+    """What is wrong with a text, without the place, which readers name in their own way."""
+    return error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+
+
+def from_json(text: str | bytes) -> Any:
+    """What a JSON text says; ValueError for whatever is none, one that is nested too deep included."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
