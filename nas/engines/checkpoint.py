@@ -94,7 +94,7 @@ class Checkpoint:
         """
         shapes, dim = self.shapes, self.head_dim
         rows = []
-        for index in range(int(self.config["num_hidden_layers"])):
+        for index in range(number_of(self.config, "num_hidden_layers")):
             part = f"model.layers.{index}."
             if f"{part}self_attn.rotary" in shapes:
                 raise InputError(
@@ -122,7 +122,17 @@ class Checkpoint:
 
 def head_dim_of(config: Mapping[str, Any]) -> int:
     """Channels of a whole head, by a configuration."""
-    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+    if config.get("head_dim"):
+        return number_of(config, "head_dim")
+    return number_of(config, "hidden_size") // number_of(config, "num_attention_heads") or 1
+
+
+def number_of(config: Mapping[str, Any], name: str) -> int:
+    """A setting that counts something; `InputError` where it is no number of 1 or more."""
+    value = config.get(name)
+    if type(value) is not int or value < 1:
+        raise InputError(f"the checkpoint's config.json says {name} is {value!r}; fetch it again")
+    return value
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -145,15 +155,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     missing = sorted({str(place) for place in places.values() if not place.is_file()})
     if missing:
         raise InputError(f"{folder} names the file {missing[0]}, which is not there; fetch it again")
-    complete = _complete(folder, config)
-    numbers = {
-        name: complete.get(name) for name in ("hidden_size", "num_attention_heads", "num_hidden_layers")
-    }
-    numbers |= {"head_dim": complete.get("head_dim") or 1}
-    for name, value in numbers.items():
-        if type(value) is not int or value < 1:
-            raise InputError(f"{folder / 'config.json'} says {name} is {value!r}; fetch the checkpoint again")
-    return Checkpoint(folder, complete, places)
+    return Checkpoint(folder, _complete(folder, config), places)
 
 
 def _complete(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
