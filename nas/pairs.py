@@ -37,7 +37,7 @@ DIED, LEFT = "its worker died", "its worker let it go"
 TRIES, DEATHS = 2, 10
 """After so many errors, or so many workers that died with it, an architecture is tried no more."""
 HELD: set[tuple[str, int]] = set()
-"""The claims that this process holds: the worker's token and the trial's number."""
+"""The claims that this process holds: the worker's token and the trial's id."""
 HASTE = 5.0
 """Seconds that a worker on its way out waits for the store."""
 
@@ -93,6 +93,7 @@ class Pairs:
         self._draw = random.Random(self._worker.token)
         self._pairs: dict[int, Pair] = {}
         self._ended: set[int] = set()
+        self._numbers: dict[int, int] = {}
         self._running: dict[int, tuple[Architecture, Worker | None]] = {}
         self._reasons: defaultdict[Architecture, list[str]] = defaultdict(list)
         try:
@@ -161,6 +162,7 @@ class Pairs:
             ended = self._why_over(trial, worker)
             if ended is None:
                 self._running[trial.number] = (_architecture(trial), worker)
+                self._numbers[trial._trial_id] = trial.number
             else:
                 over[trial._trial_id] = ended
             return
@@ -173,7 +175,7 @@ class Pairs:
         """Why a claim has no longer anyone who measures; None while it has."""
         if worker is not None and worker.is_same_process(self._worker):
             # Not held: made twice, when an answer was lost, or left while the store was away.
-            return None if (worker.token, trial.number) in HELD else LEFT
+            return None if (worker.token, trial._trial_id) in HELD else LEFT
         lives = worker.lives(self._worker.place) if worker is not None else None
         if lives is None:
             lives = not self._listener.is_dead(trial.number, trial.system_attrs.get(COUNT))
@@ -220,12 +222,12 @@ class Pairs:
             system_attrs={WORKER: vars(self._worker)},
         )
         trial_id = patiently(lambda: self._storage.create_new_trial(self._study._study_id, template))
-        number = patiently(lambda: self._storage.get_trial_number_from_id(trial_id))
-        held = (self._worker.token, number)
+        held = (self._worker.token, trial_id)
         HELD.add(held)
         self.refresh()
-        before = [pair.architecture for at, pair in self._pairs.items() if at != number]
-        before += [theirs for at, (theirs, _) in self._running.items() if at < number]
+        mine = self._numbers[trial_id]
+        before = [pair.architecture for pair in self._pairs.values()]
+        before += [theirs for at, (theirs, _) in self._running.items() if at < mine]
         end = partial(self._end, trial_id)
         claim = Claim(
             architecture, end, partial(self._beat, trial_id), partial(HELD.discard, held), self._pause

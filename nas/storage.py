@@ -3,7 +3,7 @@
 What Optuna's storages need for that is added here. A journal: a lock that the system itself takes from a
 process that dies, and half a record, which a writer killed in its middle left, cut off before the next is
 written. SQLite: its write lock from the beginning of every transaction, or two processes would be handed
-the same number. A server: connections that are tried before they are used.
+the same number. A server that is away for a while: what was asked of it is asked again.
 """
 
 from __future__ import annotations
@@ -79,10 +79,7 @@ def _database(location: str) -> RDBStorage:
     begun = time.monotonic()
     while True:
         try:
-            if location.startswith("sqlite"):
-                storage = _sqlite(location)
-            else:
-                storage = RDBStorage(location, engine_kwargs={"pool_pre_ping": True})
+            storage = _sqlite(location) if location.startswith("sqlite") else RDBStorage(location)
         except (StorageInternalError, IntegrityError, ProgrammingError, OperationalError) as error:
             reason = _behind(error)
             raced = isinstance(reason, IntegrityError) or "already exists" in str(reason)
