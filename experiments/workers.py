@@ -17,6 +17,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from data.errors import InputError
 from experiments.command_line import option
 from experiments.stages import say
@@ -55,7 +57,8 @@ def launch(settings: Any, module: str, folder: Path) -> int:
     for number, code in enumerate(codes):
         if code:
             how = f"was ended by signal {-code}" if code < 0 else f"ended with {code}"
-            say(f"worker {number} {how}; see {folder / 'workers' / f'{number}.log'}")
+            log = folder / "workers" / f"{number}.log"
+            say(f"worker {number} {how}" + (f"; see {log}" if log.exists() else ""))
     return 0 if 0 in codes else abs(codes[0])
 
 
@@ -116,8 +119,6 @@ def environment_of(number: int, workers: int, device: str) -> Mapping[str, str]:
 
 def visible_gpus() -> list[str]:
     """As CUDA_VISIBLE_DEVICES names them."""
-    import torch
-
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     return named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
 

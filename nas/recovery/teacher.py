@@ -10,15 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -26,6 +23,7 @@ from data.errors import InputError
 from nas.alone import alone
 from nas.parent import digest_of
 from nas.recovery.losses import Reference
+from nas.tensor_files import read_tensors, write_tensors
 
 FORMAT = 1
 """Raised whenever distributions are stored differently, so that old files are not found."""
@@ -122,7 +120,7 @@ def stored_teacher(
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     path = cache / f"logits-{digest}.safetensors"
     with alone(path):
-        stored = _read(path)
+        stored = read_tensors(path)
         if stored is None:
             parts = []
             for batch in windows.split(batch_size):
@@ -130,7 +128,7 @@ def stored_teacher(
                 progress(len(batch))
             log_p, indices, log_rest = (torch.cat(column) for column in zip(*parts, strict=True))
             _write(path, {"log_p": log_p, "indices": indices, "log_rest": log_rest, "windows": windows.int()})
-            stored = _read(path)
+            stored = read_tensors(path)
             if stored is None:
                 raise InputError(
                     f"the logits just stored as {path} cannot be read; give another cache folder"
@@ -163,20 +161,8 @@ def _check_temperature(temperature: float) -> None:
         raise InputError(f"the temperature of a distillation is {temperature}; give a finite one above 0")
 
 
-def _read(path: Path) -> dict[str, Tensor] | None:
-    """What is stored, memory-mapped; None if there is nothing or the file is damaged."""
-    try:
-        return load_file(path) if path.is_file() else None
-    except (SafetensorError, OSError):
-        return None
-
-
 def _write(path: Path, stored: dict[str, Tensor]) -> None:
-    """Written beside and renamed, so that a file that is there is complete."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(f".{os.getpid()}.part")
-        save_file(stored, beside)
-        beside.replace(path)
+        write_tensors(path, stored)
     except OSError as error:
         raise InputError(f"the logits cannot be stored as {path} ({error}); give another folder") from error
