@@ -31,7 +31,7 @@ SHORTEST, LONGEST = 0.05, 2.0
 
 @dataclass
 class SubnetMeter:
-    """Measures subnets of one permuted parent with its repair bank: cut as views, evaluate, release.
+    """Measures subnets of one permuted parent with its repair bank, if any: cut as views, evaluate, release.
 
     Where the device has no room for `batch_size` windows this is halved, for this subnet and all that follow,
     until one window alone does not fit either.
@@ -39,7 +39,7 @@ class SubnetMeter:
 
     parent: PreTrainedModel
     shape: Shape
-    bank: OutputMatrices
+    bank: OutputMatrices | None
     windows: Tensor
     batch_size: int
 

@@ -74,7 +74,7 @@ def evaluate_all(
     progress: Callable[[int], object] = lambda done: None,
 ) -> list[Scores]:
     """`evaluate` for several models side by side, which share the parent's forward passes."""
-    sums = torch.zeros(len(models), 3, dtype=torch.float64)
+    sums: list[Tensor | float] = [0.0] * len(models)  # on each model's device: nothing waits for a batch
     tokens = 0
     passes = [logits(model, windows, batch_size) for model in models]
     compared = None if parent is None else logits(parent, windows, batch_size)
@@ -83,14 +83,14 @@ def evaluate_all(
         reference = None if compared is None else next(compared)
         for index, model in enumerate(models):
             found = reference if model is parent and reference is not None else next(passes[index])
-            sums[index] += _batch_sums(found, batch, reference)
+            sums[index] = sums[index] + _batch_sums(found, batch, reference)
             del found
         reference = None
         tokens += batch[:, 1:].numel()
         progress(len(batch))
     return [
         Scores(nll, hits, tokens, None if parent is None else kl)
-        for nll, hits, kl in (sums / tokens).tolist()
+        for nll, hits, kl in ((torch.as_tensor(each) / tokens).tolist() for each in sums)
     ]
 
 
@@ -107,7 +107,7 @@ def _batch_sums(found: Tensor, batch: Tensor, reference: Tensor | None) -> Tenso
         for window in range(len(batch))
         for at in range(0, batch.shape[1] - 1, rows)
     ]
-    return torch.stack(parts).sum(0).cpu()
+    return torch.stack(parts).sum(0)
 
 
 def summed(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
@@ -118,9 +118,12 @@ def summed(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
     logits, targets = logits[: len(targets)].float(), targets[:, None]
     log_q = logits.log_softmax(-1)
     named = log_q.gather(-1, targets)
-    # The first choice is looked up only where the target may be it: argmax takes longer than all else here.
-    may = (named == log_q.amax(-1, keepdim=True)).flatten()
-    hits = (logits[may].argmax(-1, keepdim=True) == targets[may]).sum()
+    if logits.device.type == "cpu":
+        # The first choice is looked up only where the target may be it: argmax takes longer than all else.
+        may = (named == log_q.amax(-1, keepdim=True)).flatten()
+        hits = (logits[may].argmax(-1, keepdim=True) == targets[may]).sum()
+    else:
+        hits = (logits.argmax(-1, keepdim=True) == targets).sum()  # to count those that may be is to wait
     kl = log_q.new_zeros(())
     if reference is not None:
         log_p = reference[: len(targets)].float().log_softmax(-1)

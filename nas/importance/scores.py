@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -53,11 +54,10 @@ def as_if_ranked(order: Tensor, cost: Tensor) -> Tensor:
     """Scores (n,) that sort into an `order` of removal (n,), first out first: the sum of the costs (n,) up to
     and with each removal, made to rise where it does not."""
     total = cost.double().cumsum(0)
-    least = total.new_zeros(())
-    risen = []
-    for value in total:
-        least = torch.maximum(value, torch.nextafter(least, least.new_tensor(torch.inf)))
+    least, risen = 0.0, []
+    for value in total.tolist():
+        least = max(value, math.nextafter(least, math.inf))
         risen.append(least)
     scores = torch.empty_like(total)
-    scores[order] = torch.stack(risen)
+    scores[order] = total.new_tensor(risen)
     return scores

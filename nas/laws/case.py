@@ -34,11 +34,12 @@ class Case:
     shared by the laws, so they leave it as it is."""
 
     config: PreTrainedConfig
+    device: str = "cpu"
 
     @cached_property
     def native(self) -> PreTrainedModel:
         """As its family builds it."""
-        return random_model(self.config)
+        return random_model(self.config).to(self.device)
 
     @cached_property
     def parent(self) -> PreTrainedModel:
@@ -68,12 +69,16 @@ class Case:
     @cached_property
     def ids(self) -> Tensor:
         """Two texts, (2, LENGTH)."""
-        return random_tokens(self.shape.vocab, LENGTH)
+        return self.tokens(2)
 
     @cached_property
     def windows(self) -> Tensor:
         """Texts to calibrate on, (24, LENGTH)."""
-        return random_tokens(self.shape.vocab, LENGTH, batch=24)
+        return self.tokens(24)
+
+    def tokens(self, batch: int, length: int = LENGTH) -> Tensor:
+        """Texts, (batch, length)."""
+        return random_tokens(self.shape.vocab, length, batch).to(self.device)
 
     @cached_property
     def statistics(self) -> Statistics:
@@ -112,7 +117,7 @@ class Case:
         config = copy.deepcopy(self.config)
         for name, value in settings.items():
             setattr(config, name, value)
-        return Case(config)
+        return Case(config, self.device)
 
 
 def whole_bank(parent: PreTrainedModel, shape: Shape, statistics: Statistics) -> Bank:

@@ -182,7 +182,8 @@ def counted(subnet: PreTrainedModel, length: int) -> dict[str, int]:
     subnet.config._attn_implementation = subnet.config._experts_implementation = "eager"
     store = DynamicCache(config=subnet.config)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        subnet(random_tokens(subnet.config.vocab_size, length, batch=1), past_key_values=store)
+        ids = random_tokens(subnet.config.vocab_size, length, batch=1)
+        subnet(ids.to(subnet.device), past_key_values=store)
     return {
         "block_parameters": sum(weight.numel() for weight in blocks_of(subnet).parameters()),
         "parameters": sum(weight.numel() for weight in subnet.parameters()),

@@ -42,7 +42,7 @@ def zeroed(parent: PreTrainedModel, shape: Shape, architecture: Architecture) ->
 
 def times(mask: Tensor) -> Callable[[nn.Module, tuple[Tensor]], Tensor]:
     """A hook that multiplies a module's input."""
-    return lambda _, args: args[0] * mask
+    return lambda _, args: args[0] * mask.to(args[0].device)
 
 
 def _zero_stream(model: PreTrainedModel, whole: int, hidden: int) -> None:
@@ -51,7 +51,7 @@ def _zero_stream(model: PreTrainedModel, whole: int, hidden: int) -> None:
     for layer in layers_of(model):
         writers += [layer.o_proj, layer.mlp if layer.layout.experts else layer.down_proj]
     for writer in writers:
-        writer.register_forward_hook(lambda _, args, output: output * mask)
+        writer.register_forward_hook(lambda _, args, output: output * mask.to(output.device))
 
 
 def _skip_block(_: nn.Module, args: tuple[Tensor, ...], output: object) -> object:

@@ -92,7 +92,7 @@ def ties(case: Case) -> None:
 def half_precision(case: Case) -> None:
     """In bfloat16 and float16 a subnet keeps its dtype, and its logits up to that dtype's rounding."""
     for dtype, (bits, kind) in HALVES.items():
-        parent = plain(random_model(case.config, dtype=dtype))
+        parent = plain(random_model(case.config, dtype=dtype).to(case.device))
         try:
             logits_of(parent, case.ids)
         except RuntimeError:  # no kernel for this dtype here

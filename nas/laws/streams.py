@@ -22,7 +22,6 @@ from nas.laws.case import (
     logits_of,
 )
 from nas.laws.masked import zeroed
-from nas.laws.tiny import random_tokens
 from nas.repair.stream import Stream, attention_part, input_of, mlp_part
 from nas.residual import measure_stream, permute_stream, rotate_stream
 from nas.subnet import cut
@@ -31,7 +30,7 @@ from nas.subnet import cut
 def stream_moved(case: Case) -> None:
     """A permuted or rotated residual stream leaves the logits; or is refused, where the width is fixed."""
     parent, width = case.parent, case.shape.hidden
-    order, basis = random_order(width), random_basis(width)
+    order, basis = random_order(width), random_basis(width).to(case.device)
     if case.family.fixed_hidden:
         for refused in (
             lambda: cut(case.permuted, case.shape, Architecture(width // 2, case.shape.parent.blocks)),
@@ -75,21 +74,21 @@ def unused_channels(case: Case) -> None:
     """Hidden channels, or directions, that the stream never uses are found and cut without a trace."""
     if case.family.fixed_hidden or case.family.layout.attention_post:
         return  # gains between a module and the stream lead out of any space
-    width, windows = case.shape.hidden, random_tokens(case.shape.vocab, batch=4)
-    channels = torch.eye(width, dtype=torch.float64)[:, 5 : 5 + NARROWED]
+    width, windows = case.shape.hidden, case.tokens(4)
+    channels = torch.eye(width, dtype=torch.float64, device=case.device)[:, 5 : 5 + NARROWED]
     parent = confined(case.parent, channels)
     order = measure_stream(parent, windows).order
     assert sorted(order[:NARROWED].tolist()) == list(range(5, 5 + NARROWED)), (
         f"channels 5 to {4 + NARROWED} are the only ones used, and the first in order are {order.tolist()}"
     )
     _check_traceless(case, parent, permute_stream(parent, order), "channels")
-    parent = confined(case.parent, random_basis(width, seed=1)[:, :NARROWED])
+    parent = confined(case.parent, random_basis(width, seed=1).to(case.device)[:, :NARROWED])
     _check_traceless(case, parent, rotate_stream(parent, measure_stream(parent, windows).basis), "directions")
 
 
 def stream_replayed(case: Case) -> None:
     """The stream taken apart into norms, modules and sums is the model's own, block by block."""
-    parent, windows = case.permuted, random_tokens(case.shape.vocab, batch=5)
+    parent, windows = case.permuted, case.tokens(5)
     stream = Stream(parent, windows, batch_size=2)
     check_equal(torch.cat([*stream.before(0)]), entry_of(parent, 0, windows), "streams in front of block 0")
     for index, layer in enumerate(layers_of(parent)):
