@@ -115,8 +115,8 @@ def summed(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
 
     (3,) in float64, from logits (n, vocab) and the targets (m,) of the first m <= n positions.
     """
-    logits, targets = logits[: len(targets)].float(), targets[:, None]
-    log_q = logits.log_softmax(-1)
+    logits, targets = logits[: len(targets)], targets[:, None]
+    log_q = logits.log_softmax(-1, dtype=torch.float32)
     named = log_q.gather(-1, targets)
     if logits.device.type == "cpu":
         # The first choice is looked up only where the target may be it: argmax takes longer than all else.
@@ -126,7 +126,7 @@ def summed(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
         hits = (logits.argmax(-1, keepdim=True) == targets).sum()  # to count those that may be is to wait
     kl = log_q.new_zeros(())
     if reference is not None:
-        log_p = reference[: len(targets)].float().log_softmax(-1)
+        log_p = reference[: len(targets)].log_softmax(-1, dtype=torch.float32)
         kl = functional.kl_div(log_q, log_p, reduction="sum", log_target=True)
     return torch.stack([-named.double().sum(), hits.double(), kl.double()])
 

@@ -184,10 +184,16 @@ def counted(subnet: PreTrainedModel, length: int) -> dict[str, int]:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         ids = random_tokens(subnet.config.vocab_size, length, batch=1)
         subnet(ids.to(subnet.device), past_key_values=store)
+    # Older versions of Transformers multiply matrices to get the angles of positions, newer ones do not.
+    of_positions = sum(
+        sum(counts.values())
+        for name, counts in counter.get_flop_counts().items()
+        if name.endswith(".rotary_emb")
+    )
     return {
         "block_parameters": sum(weight.numel() for weight in blocks_of(subnet).parameters()),
         "parameters": sum(weight.numel() for weight in subnet.parameters()),
-        "flops": counter.get_total_flops(),
+        "flops": counter.get_total_flops() - of_positions,
         "kv_cache_bytes": sum(
             layer.keys.nbytes + layer.values.nbytes for layer in store.layers if layer.is_initialized
         ),
