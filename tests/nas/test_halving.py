@@ -1,8 +1,10 @@
 """Successive halving: the best are found with a part of the tokens, and what is measured in full is exact."""
 
 import math
+import multiprocessing
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from transformers import PreTrainedModel
 
 from data.errors import InputError
 from nas.architecture import Architecture
@@ -151,6 +154,23 @@ def test_whoever_comes_in_whatever_order_promotes_the_same(tmp_path: Path) -> No
     assert again.seen == []
 
 
+def promote(folder: Path, name: str) -> None:
+    """As a worker beside another: build in one store, tell the outcome."""
+    built = halving(Toy(), str(folder / "p"))(some(16), "start")
+    (folder / name).write_text(repr(built))
+
+
+def test_two_workers_promote_what_one_does(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    workers = [fork.Process(target=promote, args=(tmp_path, name)) for name in "ab"]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    alone = halving(Toy(), str(tmp_path / "alone"))(some(16), "start")
+    assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text() == repr(alone)
+
+
 @pytest.mark.parametrize("dies", [30, 41, 75])
 def test_killed_in_the_middle_it_goes_on(tmp_path: Path, dies: int) -> None:
     whole, first, second = Toy(), Toy(dies), Toy()
@@ -182,30 +202,45 @@ def test_what_is_over_budget_is_never_measured(tmp_path: Path) -> None:
     assert toy.seen == []
 
 
-def test_a_promoted_subnet_scores_as_on_all_windows(tmp_path: Path) -> None:
+def test_a_promoted_subnet_scores_as_on_all_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parent, shape = permuted_parent("llama")
-    parent, windows = parent.double(), tokens(batch=16)
-    cost = CostModel(shape, 8, 4)
+    windows, cost = tokens(batch=16), CostModel(shape, 8, 4)
     budget = Budget(cost, cost(shape.parent))
     rows = np.stack([widths_of(architecture_of_cut(kind, shape), shape) for kind in CUTS])
 
     def meter(some: torch.Tensor) -> SubnetMeter:
-        return SubnetMeter(parent, shape, None, some, 3)  # type: ignore[arg-type]
+        teacher = stored_teacher(parent, some, 4, tmp_path)
+        return SubnetMeter(parent, shape, None, some, 3, teacher.divergence)  # type: ignore[arg-type]
 
-    def reference(some: torch.Tensor) -> Scores:
-        return evaluate(parent, some)
+    def build(name: str) -> tuple[list[Pair], list[Estimate]]:
+        location = str(tmp_path / name)
+        rungs = rungs_of(
+            location, SETTING.fields, Pairs(location, SETTING), windows, meter, partial(evaluate, parent)
+        )
+        return Halving(rungs, shape, budget, quiet=True)(rows, "start")
 
-    location = str(tmp_path / "p")
-    rungs = rungs_of(location, SETTING.fields, Pairs(location, SETTING), windows, meter, reference)
-    pairs, _ = Halving(rungs, shape, budget, quiet=True)(rows, "start")
-    full = build_pairs(
-        Pairs(str(tmp_path / "full"), SETTING), meter(windows), shape, budget, rows, "start", quiet=True
-    )
+    pairs, estimates = build("p")
+    store = Pairs(str(tmp_path / "full"), SETTING)
+    full = build_pairs(store, meter(windows), shape, budget, rows, "start", quiet=True)
     expected = {pair.architecture: pair for pair in full}
     assert pairs
     for pair in pairs:
         assert pair.score == pytest.approx(expected[pair.architecture].score, rel=1e-6)
         assert pair.measured["accuracy"] == pytest.approx(expected[pair.architecture].measured["accuracy"])
+    forward, passes = type(parent).forward, []
+
+    def small(self: PreTrainedModel, ids: torch.Tensor, *given: object, **more: object) -> object:
+        passes.append(len(ids))
+        if len(passes) > 30 and len(ids) > 1:  # in the middle of it a device has less room
+            raise torch.OutOfMemoryError("tried to allocate 2.00 GiB")
+        return forward(self, ids, *given, **more)
+
+    monkeypatch.setattr(type(parent), "forward", small)
+    disturbed, guessed = build("disturbed")
+    assert 1 in passes[30:]
+    assert [pair.architecture for pair in disturbed] == [pair.architecture for pair in pairs]
+    for one, other in zip([*disturbed, *guessed], [*pairs, *estimates], strict=True):
+        assert one.score == pytest.approx(other.score, rel=1e-6)
 
 
 def test_the_stored_divergence_is_that_of_a_second_forward_pass(tmp_path: Path) -> None:
