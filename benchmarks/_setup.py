@@ -162,8 +162,14 @@ def ratio(over: Sequence[float], under: Sequence[float]) -> float:
     return median(a / b for a, b in zip(over, under, strict=True))
 
 
-def show(title: str, rows: Sequence[Sequence[str]]) -> None:
-    """A table with its first row as the head; the first column to the left, the others to the right."""
+def show(title: str, rows: Sequence[Sequence[str]], file: Path | None = None) -> None:
+    """Print a table with its first row as the head; the first column to the left, the others to the right.
+    Appended to the Markdown `file`, if there is one."""
+    if file is not None:
+        lines = ["| " + " | ".join(row) + " |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a", encoding="utf-8") as to:
+            to.write("\n".join(["", f"### {title}", "", *lines, ""]))
     sizes = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     print(f"\n{title}")
     for row in rows:

@@ -18,7 +18,6 @@ eight minutes. FLOPs are those of `nas.cost`: two per weight and token, attentio
 
 from __future__ import annotations
 
-import gc
 import sys
 import tempfile
 from collections.abc import Callable
@@ -30,8 +29,9 @@ from statistics import median
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
+from benchmarks._random_parent import SIZES, Size, clear, random_parent
 from benchmarks._setup import forward_clock, now, show
 from benchmarks.memory import held, watched
 from benchmarks.subnets import deepcopy_and_prune, masked
@@ -54,25 +54,6 @@ from nas.repair.stream import Stream
 from nas.shape import Shape, architecture_of
 from nas.space import SearchSpace, default_space
 from nas.subnet import cut
-
-
-@dataclass(frozen=True)
-class Size:
-    """Of a LLaMA."""
-
-    hidden: int
-    blocks: int
-    heads: int
-    kv_heads: int
-    ffn: int
-    vocab: int
-
-
-SIZES = {
-    "llama-7b": Size(4096, 32, 32, 32, 11008, 32000),
-    "llama-3.1-8b": Size(4096, 32, 32, 8, 14336, 128256),
-    "tiny": Size(64, 4, 4, 2, 176, 500),
-}
 
 
 @dataclass(frozen=True)
@@ -152,17 +133,8 @@ def matrix_rate(device: torch.device) -> float:
 
 
 def load(settings: Settings, size: Size, device: torch.device, rate: float) -> Loaded:
-    """A parent of this size; its weights keep the stream's scale."""
-    config = LlamaConfig(
-        vocab_size=size.vocab, hidden_size=size.hidden, intermediate_size=size.ffn,
-        num_hidden_layers=size.blocks, num_attention_heads=size.heads, num_key_value_heads=size.kv_heads,
-        max_position_embeddings=8192, tie_word_embeddings=False, dtype="bfloat16",
-    )  # fmt: skip
-    with device:
-        parent = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16).eval().requires_grad_(False)
-    torch.manual_seed(0)
-    for weight in parent.parameters():
-        weight.data.fill_(1.0) if weight.dim() == 1 else weight.data.normal_(0.0, weight.shape[1] ** -0.5)
+    """A parent of this size and windows of random tokens."""
+    parent = random_parent(size, device, torch.bfloat16)
     shape = shape_of(parent)
     ids = torch.randint(size.vocab, (settings.windows, settings.seq_len))
     return Loaded(
@@ -382,20 +354,7 @@ def preparing(settings: Settings, loaded: Loaded, name: str, all_blocks: int) ->
 
 def table(settings: Settings, title: str, rows: list[list[str]]) -> None:
     """Print, and append to the Markdown file if there is one."""
-    show(title, rows)
-    if settings.table is not None:
-        lines = ["", f"### {title}", "", *("| " + " | ".join(row) + " |" for row in rows)]
-        lines.insert(4, "|---" * len(rows[0]) + "|")
-        settings.table.parent.mkdir(parents=True, exist_ok=True)
-        with settings.table.open("a", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
-
-
-def clear() -> None:
-    """Give back what nobody holds."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    show(title, rows, settings.table)
 
 
 if __name__ == "__main__":

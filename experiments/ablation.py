@@ -32,7 +32,7 @@ from experiments.results import REPORT, seeded, usable, versions
 from experiments.stages import Stages, say
 from experiments.subject import OfSubject, Subject, open_subject
 from nas.baselines import evolve, random_cuts
-from nas.building import build_pairs
+from nas.building import build_pairs, in_full
 from nas.cost import Budget, budget_of
 from nas.damage import no_correction
 from nas.exploration import Explored, explore
@@ -150,7 +150,8 @@ def predicted(pruning: bool, learned: bool) -> Variant:
             return no_correction()  # the additive line alone
 
         found: Explored = explore(
-            subject.space, budget, subject.encoding, make, subject.meter, pairs, first,
+            subject.space, budget, subject.encoding, make,
+            in_full(pairs, subject.meter, subject.shape, budget), first,
             reference=subject.reference, total=settings.evaluations, rounds=settings.rounds,
             trials=settings.trials, seed=seed, pruning=pruning,
         )  # fmt: skip

@@ -31,7 +31,7 @@ from experiments.results import WHEREABOUTS, seeded, usable
 from experiments.stages import Stages, say
 from experiments.subject import OfSubject, Subject, open_subject
 from experiments.workers import OfWorkers, launch
-from nas.building import build_pairs
+from nas.building import build_pairs, in_full
 from nas.cost import Budget, budget_of
 from nas.exploration import explore
 from nas.pair_table import read_pairs, write_pairs
@@ -173,9 +173,9 @@ def best_found(subject: Subject, keep: float, settings: Settings, pairs: Pairs) 
     )
     say(f"search at {keep}")
     explored = explore(
-        subject.space, budget, subject.encoding, lambda: make(settings.predictor), subject.meter, pairs,
-        first, reference=subject.reference, total=settings.search_pairs, rounds=6, trials=240,
-        seed=settings.seed,
+        subject.space, budget, subject.encoding, lambda: make(settings.predictor),
+        in_full(pairs, subject.meter, subject.shape, budget), first, reference=subject.reference,
+        total=settings.search_pairs, rounds=6, trials=240, seed=settings.seed,
     )  # fmt: skip
     ranked = sorted(explored.pairs, key=lambda pair: -pair.score)
     rows = subject.space.indices(np.stack([widths_of(each.architecture, subject.shape) for each in ranked]))

@@ -23,6 +23,7 @@ import numpy as np
 
 from data.errors import InputError
 from experiments.command_line import check_least, option, run
+from experiments.fidelity import HALVING, OfFidelity, check_fidelity, halving, search_words
 from experiments.latencies import latencies_of
 from experiments.results import (
     REPORT,
@@ -50,7 +51,7 @@ from experiments.tables import TABLE
 from experiments.workers import OfWorkers, launch
 from nas.alone import alone
 from nas.baselines import dropped_layers, random_cuts, uniform_cuts
-from nas.building import Measure, RecoveredMeter, SubnetMeter, build_pairs
+from nas.building import Measure, RecoveredMeter, SubnetMeter, build_pairs, in_full
 from nas.cost import CostModel, budget_of, check_limits
 from nas.encoding import Encoding
 from nas.evaluate import evaluate, evaluate_all
@@ -61,9 +62,7 @@ from nas.latency import measure_latency
 from nas.latency_table import Request
 from nas.pair_table import PairTable, write_pairs
 from nas.pairs import Pair, Pairs
-from nas.parent import (
-    stored_dtype,
-)
+from nas.parent import stored_dtype
 from nas.proposals import check_reachable
 from nas.recovery import METHODS, Recipe
 from nas.recovery.teacher import stored_teacher
@@ -83,7 +82,7 @@ FRONT = (0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3, 1.5)
 
 
 @dataclass(frozen=True)
-class Settings(OfSubject, OfWorkers):
+class Settings(OfSubject, OfWorkers, OfFidelity):
     """All that the main job depends on."""
 
     final_windows: int = option(
@@ -193,7 +192,8 @@ def main(settings: Settings) -> int:
         cost = CostModel(shape, settings.seq_len, dtype.itemsize, latency_table)
         budget = budget_of(cost, settings.keep, **limits_of(settings))
         check_reachable(space, budget)
-        pairs = Pairs(settings.storage or str(settings.out / STORE), setting)
+        location = settings.storage or str(settings.out / STORE)
+        pairs = Pairs(location, setting)
 
     with stages("parent"):
         reference = evaluate(parent, text.pairs, batch_size=settings.batch_size)
@@ -225,14 +225,16 @@ def main(settings: Settings) -> int:
                 meter, text.training, settings.recovery_steps, recipe=RECOVERY, teacher=teacher
             )
             finish = recovered(finish, text.training, settings.recovery_steps, RECOVERY, teacher, text.pairs)
+        build = in_full(pairs, measure, shape, budget)
+        if settings.fidelity == HALVING:
+            build = halving(location, setting, pairs, meter, budget, settings.cache)
         encoding = Encoding(cost, prepared.attention_error, prepared.mlp_error)
         explored = explore(
             space,
             budget,
             encoding,
             lambda: make(settings.predictor),
-            measure,
-            pairs,
+            build,
             SAMPLERS[settings.sampler](space, budget, settings.first_pairs, rng, prepared.hints),
             reference=reference.score,
             total=settings.pairs,
@@ -247,14 +249,17 @@ def main(settings: Settings) -> int:
             "uniform": uniform_cuts(space, budget),
             "drop_layers": dropped_layers(space, budget, prepared.hints),
         }
-        if settings.random_search:
-            cuts["random_search"] = random_cuts(space, budget, len(explored.pairs), rng)
         built = {
             name: build_pairs(pairs, measure, shape, budget, space.widths(rows), name)
             for name, rows in cuts.items()
             if len(rows)  # there may be no uniform cut this small
         }
-        random_pairs = built.get("random_search", [])
+        random_pairs: list[Pair] = []
+        stopped = explored.estimates  # before they were measured in full
+        if settings.random_search:
+            rows = random_cuts(space, budget, len(explored.pairs) + len(stopped), rng)
+            built["random_search"], more = build(space.widths(rows), "random_search")
+            random_pairs, stopped = built["random_search"], stopped + more
 
     with alone(settings.out / REPORT, lambda: say("all pairs are there; another worker repairs and reports")):
         claim(settings.out, settings)
@@ -284,8 +289,9 @@ def main(settings: Settings) -> int:
                 for (name, each), test, latency in zip(contenders.items(), tested, latencies, strict=True)
             }
             predictor = predictor_record(
-                settings.predictor, make, explored.pairs, random_pairs, encoding, budget, reference.score
-            )
+                settings.predictor, make, explored.pairs, random_pairs, encoding, budget, reference.score,
+                explored.estimates,
+            )  # fmt: skip
 
         every = {pair.architecture: pair for pair in (*explored.pairs, *random_pairs)}
         table = PairTable(
@@ -324,7 +330,8 @@ def main(settings: Settings) -> int:
                 "stages": stages.seconds,
                 "protocol": protocol_record(
                     text, settings.seq_len, dtype, stored, device, settings.recovery_steps
-                ),
+                )
+                | {"search": search_words([*explored.pairs, *random_pairs], stopped, text.pairs)},
                 "versions": versions(),
                 "seed": settings.seed,
             }
@@ -363,6 +370,7 @@ def check(settings: Settings) -> None:
                 f"{flag} is {getattr(settings, name)} and --pairs {settings.pairs}; give no more than these"
             )
     check_limits(settings.keep, **limits_of(settings))
+    check_fidelity(settings.fidelity, settings.recovery_steps)
     if settings.parent_on != "device" and settings.recovery_steps:
         raise InputError(
             f"--recovery-steps {settings.recovery_steps} trains whole models, and with --parent-on "

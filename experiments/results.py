@@ -16,10 +16,11 @@ import torch
 
 from data.errors import InputError
 from data.json_text import from_json
+from experiments.fidelity import AlsoFrom
 from experiments.guarded import Guarded
 from experiments.text import Text
 from nas.architecture import Architecture
-from nas.building import table
+from nas.building import Estimate, table
 from nas.card import model_card
 from nas.cost import Budget, CostModel
 from nas.damage import DamagePredictor, no_correction
@@ -200,9 +201,11 @@ def predictor_record(
     encoding: Encoding,
     budget: Budget,
     reference: float,
+    estimates: Sequence[Estimate] = (),
 ) -> dict[str, Any]:
     """How far the predictor can be trusted: out-of-fold over the search's own pairs, and, fitted on all of
-    them, on the pairs of random search, none of which it ever saw.
+    them, on the pairs of random search, none of which it ever saw. From `estimates` it learns, as it did in
+    the search, and is not judged by them.
 
     Beside it the additive line alone, which the predictor corrects, and plain ridge on the same features.
     """
@@ -219,7 +222,13 @@ def predictor_record(
         nothing = dict.fromkeys(METRICS)
         return {"name": name, **nothing, "ridge": nothing, "additive_line": nothing}
 
-    def judge(fresh: Callable[[], Predictor]) -> tuple[dict[str, Any], np.ndarray]:
+    def judge(plain: Callable[[], Predictor]) -> tuple[dict[str, Any], np.ndarray]:
+        def fresh() -> Predictor:
+            if not estimates:
+                return plain()
+            rows, guesses = table(estimates, encoding.cost.shape)
+            return AlsoFrom(plain(), encoding(rows), guesses)
+
         held_out = out_of_fold(fresh, features, scores)
         record: dict[str, Any] = verdict(scores, held_out, load, 1.0)
         if len(unseen) >= FEWEST_PAIRS:

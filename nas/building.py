@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from data.errors import InputError, first_line
 from nas.architecture import Architecture
 from nas.cost import Budget
-from nas.evaluate import Scores, evaluate, free_memory, is_out_of_memory
+from nas.evaluate import Divergence, Scores, evaluate, free_memory, is_out_of_memory
 from nas.pairs import Claim, Pair, Pairs
 from nas.recovery import Recipe
 from nas.recovery.teacher import Teacher
@@ -25,6 +25,21 @@ from nas.subnet import OutputMatrices, cut
 
 Measure = Callable[[Widths], Scores]
 """(blocks, 3) widths -> scores of that subnet."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An architecture that was not measured in full: what its score may be, by the `tokens` that it was
+    measured on. No pair: predictors may learn from it, nothing reports it as measured."""
+
+    architecture: Architecture
+    score: float
+    origin: str
+    tokens: int
+
+
+Build = Callable[[Widths, str], tuple[list[Pair], list[Estimate]]]
+"""(architectures (n, blocks, 3), origin) -> their pairs, and estimates of those that are not worth one."""
 SHORTEST, LONGEST = 0.05, 2.0
 """Seconds between two looks at what other workers have stored."""
 
@@ -32,6 +47,7 @@ SHORTEST, LONGEST = 0.05, 2.0
 @dataclass
 class SubnetMeter:
     """Measures subnets of one permuted parent with its repair bank, if any: cut as views, evaluate, release.
+    With a `divergence` on the windows, that from the parent too.
 
     Where the device has no room for `batch_size` windows this is halved, for this subnet and all that follow,
     until one window alone does not fit either.
@@ -42,6 +58,7 @@ class SubnetMeter:
     bank: OutputMatrices | None
     windows: Tensor
     batch_size: int
+    divergence: Divergence | None = None
 
     def __call__(self, widths: Widths) -> Scores:
         """Scores of one architecture (blocks, 3)."""
@@ -55,7 +72,7 @@ class SubnetMeter:
         """Scores of a model on the windows."""
         while True:
             try:
-                return evaluate(subnet, self.windows, batch_size=self.batch_size)
+                return evaluate(subnet, self.windows, batch_size=self.batch_size, divergence=self.divergence)
             except Exception as error:
                 if not is_out_of_memory(error) or self.batch_size == 1:
                     raise
@@ -93,6 +110,11 @@ class RecoveredMeter:
         return self.meter.score(recovered.model)
 
 
+def in_full(pairs: Pairs, measure: Measure, shape: Shape, budget: Budget, *, quiet: bool = False) -> Build:
+    """Builds pairs by measuring every architecture on everything, as `build_pairs` does."""
+    return lambda rows, origin: (build_pairs(pairs, measure, shape, budget, rows, origin, quiet=quiet), [])
+
+
 def build_pairs(
     pairs: Pairs,
     measure: Measure,
@@ -107,14 +129,19 @@ def build_pairs(
 
     Nothing over budget is evaluated: such a row is an error of the caller and raises `ValueError`.
     """
-    if not budget.allows(rows).all():
-        raise ValueError(f"{int((~budget.allows(rows)).sum())} of {len(rows)} proposals are over budget")
+    check_allowed(budget, rows)
 
     def measured(architecture: Architecture) -> tuple[float, Mapping[str, float]]:
         scores = measure(widths_of(architecture, shape))
         return scores.score, {"accuracy": scores.accuracy}
 
     return measure_each(pairs, [architecture_of(row, shape) for row in rows], measured, origin, quiet=quiet)
+
+
+def check_allowed(budget: Budget, rows: Widths) -> None:
+    """Raise `ValueError` where any of some architectures (n, blocks, 3) is over budget."""
+    if not budget.allows(rows).all():
+        raise ValueError(f"{int((~budget.allows(rows)).sum())} of {len(rows)} proposals are over budget")
 
 
 def measure_each(
@@ -124,13 +151,14 @@ def measure_each(
     origin: str,
     *,
     quiet: bool = False,
+    least: int = 1,
 ) -> list[Pair]:
     """The pairs of these architectures in this order, each once, of which only the unknown are measured.
 
     Workers that share the store share the work: each measures what no other does, and all return the same
     once the last pair is there. `measure` gives a score and what else was measured. An architecture that
-    fails again and again is left out; `InputError` where none is left. Shows pairs per second, of all
-    workers, and the remaining time.
+    fails again and again is left out; `InputError` where fewer than `least` are left. Shows pairs per
+    second, of all workers, and the remaining time.
     """
     wanted = list(dict.fromkeys(architectures))
     with tqdm(total=len(wanted), desc=f"pairs, {origin}", unit="pair", disable=quiet, leave=False) as bar:
@@ -154,7 +182,7 @@ def measure_each(
     lost = [each for each in wanted if each not in known]
     if lost:
         said = f"{len(lost)} of {len(wanted)} subnets could not be measured, {lost[0].digest} because "
-        if not built:
+        if len(built) < least:
             raise InputError(f"{said}{failures[lost[0]]}; its parent or its repair is broken, or too large")
         tqdm.write(f"{said}{failures[lost[0]]}; they are left out", file=sys.stderr)
     return built
@@ -171,7 +199,9 @@ def _measure_one(claim: Claim, measure: Callable[[Architecture], tuple[float, Ma
         claim.store(score, **more)
 
 
-def table(pairs: list[Pair], shape: Shape) -> tuple[Widths, np.ndarray[tuple[int], np.dtype[np.float64]]]:
-    """(n, blocks, 3) widths and (n,) scores of some pairs."""
+def table(
+    pairs: Sequence[Pair | Estimate], shape: Shape
+) -> tuple[Widths, np.ndarray[tuple[int], np.dtype[np.float64]]]:
+    """(n, blocks, 3) widths and (n,) scores of some pairs, or of estimates."""
     widths = np.stack([widths_of(pair.architecture, shape) for pair in pairs])
     return widths, np.array([pair.score for pair in pairs])

@@ -15,6 +15,9 @@ from transformers import PreTrainedModel
 
 from nas.blockwise import logits
 
+Divergence = Callable[[Tensor, int, int], Tensor]
+"""(a model's logits (m, vocab), the number of their window, the position of the first) -> the divergence from
+the parent at these positions, summed, in nats."""
 TOGETHER = {True: 2**18, False: 2**26}
 """Logits that the loss is computed from at a time: on the CPU (true) so few that they stay in its cache."""
 
@@ -53,15 +56,19 @@ def evaluate(
     *,
     batch_size: int = 8,
     parent: PreTrainedModel | None = None,
+    divergence: Divergence | None = None,
     progress: Callable[[int], object] = lambda done: None,
 ) -> Scores:
     """Scores on `windows` (n, seq_len): every token after the first of each window is predicted once.
 
     Windows are independent of one another, sums are in float64, so that batching does not matter beyond the
     rounding of the forward pass itself. With a `parent` the divergence from it is measured too, at the price
-    of a second forward pass. `progress` is told how many windows are done.
+    of a second forward pass; or without one, by a function that knows what the parent says of the windows.
+    `progress` is told how many windows are done.
     """
-    return evaluate_all([model], windows, batch_size=batch_size, parent=parent, progress=progress)[0]
+    return evaluate_all(
+        [model], windows, batch_size=batch_size, parent=parent, divergence=divergence, progress=progress
+    )[0]
 
 
 @torch.no_grad()
@@ -71,6 +78,7 @@ def evaluate_all(
     *,
     batch_size: int = 8,
     parent: PreTrainedModel | None = None,
+    divergence: Divergence | None = None,
     progress: Callable[[int], object] = lambda done: None,
 ) -> list[Scores]:
     """`evaluate` for several models side by side, which share the parent's forward passes."""
@@ -78,18 +86,21 @@ def evaluate_all(
     tokens = 0
     passes = [logits(model, windows, batch_size) for model in models]
     compared = None if parent is None else logits(parent, windows, batch_size)
-    for batch in windows.split(batch_size):
+    for number, batch in enumerate(windows.split(batch_size)):
         # No name keeps a batch's logits longer than they are needed: they are most of what a pass takes.
         reference = None if compared is None else next(compared)
         for index, model in enumerate(models):
             found = reference if model is parent and reference is not None else next(passes[index])
             sums[index] = sums[index] + _batch_sums(found, batch, reference)
+            if divergence is not None and parent is None:
+                diverged = _diverged(found, number * batch_size, divergence)
+                sums[index] = sums[index] + torch.stack([torch.zeros_like(diverged)] * 2 + [diverged])
             del found
         reference = None
         tokens += batch[:, 1:].numel()
         progress(len(batch))
     return [
-        Scores(nll, hits, tokens, None if parent is None else kl)
+        Scores(nll, hits, tokens, None if parent is None and divergence is None else kl)
         for nll, hits, kl in ((torch.as_tensor(each) / tokens).tolist() for each in sums)
     ]
 
@@ -108,6 +119,17 @@ def _batch_sums(found: Tensor, batch: Tensor, reference: Tensor | None) -> Tenso
         for at in range(0, batch.shape[1] - 1, rows)
     ]
     return torch.stack(parts).sum(0)
+
+
+def _diverged(found: Tensor, first: int, divergence: Divergence) -> Tensor:
+    """(), summed over all positions but the last of a batch's logits, whose first window has a number."""
+    rows = max(1, TOGETHER[found.device.type == "cpu"] // found.shape[-1])
+    parts = [
+        divergence(window[at : min(at + rows, len(window) - 1)].float(), first + number, at).double()
+        for number, window in enumerate(found)
+        for at in range(0, len(window) - 1, rows)
+    ]
+    return torch.stack(parts).sum()
 
 
 def summed(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
 
 from data.errors import InputError
-from nas.building import Measure, build_pairs, table
+from nas.building import Build, Estimate, table
 from nas.cost import Budget
 from nas.damage import DamagePredictor
 from nas.encoding import Encoding
-from nas.pairs import Pair, Pairs
+from nas.pairs import Pair
 from nas.proposals import Indices
 from nas.pruning import Dropped, prune
 from nas.search import Predict, search, spread_out
@@ -23,11 +23,13 @@ from predictors.protocol import Predictor
 
 @dataclass(frozen=True)
 class Round:
-    """What one round did. `predicted_best` and `measured_best` are of its own proposals, `best_score` of all
-    pairs so far; `choices_left` counts the choices of the pruned space over all knobs."""
+    """What one round did. `pairs` are those measured in full so far, `estimates` the others; `predicted_best`
+    and `measured_best` are of its own proposals, `best_score` of all pairs so far; `choices_left` counts the
+    choices of the pruned space over all knobs."""
 
     round: int
     pairs: int
+    estimates: int
     best_score: float
     predicted_best: float
     measured_best: float
@@ -38,11 +40,12 @@ class Round:
 
 @dataclass(frozen=True)
 class Explored:
-    """All pairs (the first ones and every round's), the rounds, the space as last pruned with the choices
-    dropped by round, and the predictor fitted on all pairs."""
+    """All pairs (the first ones and every round's), estimates of what was not measured in full, the rounds,
+    the space as last pruned with the choices dropped by round, and the predictor fitted on all of them."""
 
     predict: Predict
     pairs: list[Pair]
+    estimates: list[Estimate]
     rounds: list[Round]
     space: SearchSpace
     dropped: list[tuple[int, Dropped]]
@@ -53,8 +56,7 @@ def explore(
     budget: Budget,
     encoding: Encoding,
     make: Callable[[], Predictor],
-    measure: Measure,
-    pairs: Pairs,
+    build: Build,
     first: Indices,
     *,
     reference: float,
@@ -64,9 +66,8 @@ def explore(
     seed: int,
     searcher: str = "nsga2",
     pruning: bool = True,
-    quiet: bool = False,
 ) -> Explored:
-    """Measure the `first` architectures, then spend the rest of `total` evaluations over `rounds`.
+    """Build pairs of the `first` architectures, then spend the rest of `total` architectures over `rounds`.
 
     Each round depends on the pairs of the rounds before it and on the seed alone, so that an interrupted run
     proposes the same again and measures only what is missing. `reference` is the parent's score. Raises
@@ -74,7 +75,7 @@ def explore(
     searches the whole space.
     """
     shape = space.shape
-    known = build_pairs(pairs, measure, shape, budget, space.widths(first), "start", quiet=quiet)
+    known, guessed = build(space.widths(first), "start")
     if len(known) < 2:
         raise InputError(
             f"within the budget there is {len(known)} architecture to begin with, and a search takes 2 or "
@@ -85,12 +86,12 @@ def explore(
     pruned = space
     for number in range(1, rounds + 1):
         start = perf_counter()
-        count = (total - len(known)) // (rounds - number + 1)
+        count = (total - len(known) - len(guessed)) // (rounds - number + 1)
         if count < 1:
             break
         rng = np.random.default_rng([seed, number])
-        widths, scores = table(known, shape)
-        predict = fit_predictor(make(), encoding, known, reference)
+        widths, scores = table([*known, *guessed], shape)
+        predict = fit_predictor(make(), encoding, [*known, *guessed], reference)
 
         best = widths[np.argsort(-scores, kind="stable")]
         if pruning:
@@ -105,12 +106,13 @@ def explore(
         taken = {row.tobytes() for row in widths}
         chosen = pruned.widths(spread_out(pruned, found, count, taken))
         searched = perf_counter() - start
-        new = build_pairs(pairs, measure, shape, budget, chosen, f"round {number}", quiet=quiet)
-        known += new
+        new, stopped = build(chosen, f"round {number}") if len(chosen) else ([], [])
+        known, guessed = known + new, guessed + stopped
         log.append(
             Round(
                 round=number,
                 pairs=len(known),
+                estimates=len(guessed),
                 best_score=max(pair.score for pair in known),
                 predicted_best=float(predict(chosen).max()) if len(chosen) else float("nan"),
                 measured_best=max((pair.score for pair in new), default=float("nan")),
@@ -119,11 +121,14 @@ def explore(
                 seconds=searched,
             )
         )
-    return Explored(fit_predictor(make(), encoding, known, reference), known, log, pruned, gone)
+    predict = fit_predictor(make(), encoding, [*known, *guessed], reference)
+    return Explored(predict, known, guessed, log, pruned, gone)
 
 
-def fit_predictor(predictor: Predictor, encoding: Encoding, known: list[Pair], reference: float) -> Predict:
-    """A function from widths to predicted scores, learned from pairs."""
+def fit_predictor(
+    predictor: Predictor, encoding: Encoding, known: Sequence[Pair | Estimate], reference: float
+) -> Predict:
+    """A function from widths to predicted scores, learned from pairs and from estimates."""
     widths, scores = table(known, encoding.cost.shape)
     fitted = DamagePredictor(predictor, reference, encoding.errors).fit(encoding(widths), scores)
     return lambda rows: fitted.predict(encoding(rows))

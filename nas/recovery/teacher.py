@@ -21,8 +21,9 @@ from transformers import PreTrainedModel
 
 from data.errors import InputError
 from nas.alone import alone
+from nas.blockwise import logits
 from nas.parent import digest_of
-from nas.recovery.losses import Reference
+from nas.recovery.losses import Reference, divergence
 from nas.tensor_files import read_tensors, write_tensors
 
 FORMAT = 1
@@ -89,11 +90,16 @@ class StoredTeacher:
             raise InputError(
                 f"the stored logits belong to {len(self.windows)} other windows; store them for these windows"
             )
-        log_p = self.log_p[rows].to(batch.device).float().flatten(0, 1)
-        log_rest = self.log_rest[rows].to(batch.device).flatten()
-        whole = torch.cat([log_p, log_rest[:, None]], dim=-1).logsumexp(-1)
-        indices = self.indices[rows].to(batch.device).long().flatten(0, 1)
-        return Reference(log_p - whole[:, None], indices, log_rest - whole)
+        found = (each[rows].flatten(0, 1) for each in (self.log_p, self.indices, self.log_rest))
+        return _scaled(batch.device, *found)
+
+    def divergence(self, logits: Tensor, window: int, first: int) -> Tensor:
+        """KL in nats, summed over positions of a window from the `first` on, from logits (m, vocab); an
+        `evaluate.Divergence` at temperature 1."""
+        some = (
+            each[window, first : first + len(logits)] for each in (self.log_p, self.indices, self.log_rest)
+        )
+        return divergence(logits / self.temperature, _scaled(logits.device, *some)) * len(logits)
 
 
 @torch.no_grad()
@@ -123,9 +129,10 @@ def stored_teacher(
         stored = read_tensors(path)
         if stored is None:
             parts = []
-            for batch in windows.split(batch_size):
-                parts.append(_top(_log_p(parent, batch.to(parent.device), temperature), top_k))
-                progress(len(batch))
+            for found in logits(parent, windows, batch_size):
+                log_p = (found[:, :-1].float() / temperature).log_softmax(-1)
+                parts.append(_top(log_p, top_k))
+                progress(len(found))
             log_p, indices, log_rest = (torch.cat(column) for column in zip(*parts, strict=True))
             _write(path, {"log_p": log_p, "indices": indices, "log_rest": log_rest, "windows": windows.int()})
             stored = read_tensors(path)
@@ -141,6 +148,13 @@ def tokens_digest(windows: Tensor) -> str:
     seen = hashlib.sha256(str(tuple(windows.shape)).encode())
     seen.update(windows.long().cpu().contiguous().numpy().data)
     return seen.hexdigest()[:16]
+
+
+def _scaled(device: torch.device, log_p: Tensor, indices: Tensor, log_rest: Tensor) -> Reference:
+    """What is stored of n positions, (n, k), (n, k) and (n,), as one distribution each."""
+    log_p, log_rest = log_p.to(device).float(), log_rest.to(device)
+    whole = torch.cat([log_p, log_rest[:, None]], dim=-1).logsumexp(-1)
+    return Reference(log_p - whole[:, None], indices.to(device).long(), log_rest - whole)
 
 
 def _log_p(model: PreTrainedModel, batch: Tensor, temperature: float) -> Tensor:

@@ -1,6 +1,7 @@
 """The main job on a toy: what it promises at its end, and after an interruption."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,31 @@ def test_an_interrupted_run_ends_with_the_same_report(
     assert results(read(tmp_path / "run")) == results(read(finished))
     ours, theirs = ((out / "pairs.journal").read_text() for out in (tmp_path / "run", finished))
     assert ours.count('"state":1,') == theirs.count('"state":1,') > PAIRS  # none measured twice
+
+
+def test_pairs_by_halving_are_reported_as_what_they_are(finished: Path, toy: Path, tmp_path: Path) -> None:
+    assert job(toy, tmp_path / "run", fidelity="halving") == 0
+    report = read(tmp_path / "run")
+    check_report(report)
+    found = re.search(r"^(\d+) subnets on all of these, (\d+) more on a part", report["protocol"]["search"])
+    assert found
+    assert len(report["pairs"]) == int(found[1]) < 2 * PAIRS
+    assert int(found[1]) + int(found[2]) == 2 * PAIRS  # random search has as many
+    last = report["search"]["rounds"][-1]
+    assert (last["pairs"], last["pairs"] + last["estimates"]) == (report["subnet"]["evaluations"], PAIRS)
+    digests = {pair["digest"] for pair in report["pairs"]}
+    assert all(each["digest"] in digests for each in report["subnet"]["finalists"])
+    whole = {pair["digest"]: pair["score"] for pair in read(finished)["pairs"]}
+    both = [pair for pair in report["pairs"] if pair["digest"] in whole]
+    assert both
+    assert all(pair["score"] == pytest.approx(whole[pair["digest"]], rel=1e-5) for pair in both)
+
+
+def test_halving_is_refused_where_pairs_are_trained(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert job(toy, tmp_path / "run", fidelity="halving", recovery_steps=2) == 2
+    assert "give --fidelity full" in capsys.readouterr().err
 
 
 def interrupt(patch: pytest.MonkeyPatch, after: int | str) -> None:

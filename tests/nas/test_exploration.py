@@ -12,7 +12,7 @@ import pytest
 
 from data.errors import InputError
 from nas.architecture import Architecture
-from nas.building import table
+from nas.building import in_full, table
 from nas.cost import Budget
 from nas.encoding import Encoding
 from nas.evaluate import Scores
@@ -58,12 +58,10 @@ def run_exploration(measure: Callable[[Widths], Scores], location: str, **option
         budget,
         Encoding(budget.cost, hints.attention_error, hints.mlp_error),
         lambda: make_predictor("ridge"),
-        measure,
-        Pairs(location, SETTING),
+        in_full(Pairs(location, SETTING), measure, space.shape, budget, quiet=True),
         first,
         reference=-2.0,
         **{"total": TOTAL, "rounds": 3, "trials": 80, "seed": 1, **options},
-        quiet=True,
     )
 
 
@@ -99,10 +97,9 @@ def explore_from(rows: Widths, space: SearchSpace, budget: Budget, location: str
         budget,
         Encoding(budget.cost, hints.attention_error, hints.mlp_error),
         lambda: make_predictor("ridge"),
-        Meter(space.shape),
-        Pairs(location, SETTING),
+        in_full(Pairs(location, SETTING), Meter(space.shape), space.shape, budget, quiet=True),
         space.indices(rows),
-        **dict(reference=-2.0, total=total, rounds=2, trials=20, seed=0, quiet=True),
+        **dict(reference=-2.0, total=total, rounds=2, trials=20, seed=0),
     )
 
 
