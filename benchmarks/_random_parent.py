@@ -1,4 +1,4 @@
-"""Parents of random weights in the sizes of known ones: where only sizes matter, and nothing is downloaded."""
+"""Parents of random weights in the sizes of known ones, where only sizes matter: nothing is downloaded."""
 
 from __future__ import annotations
 

@@ -94,10 +94,10 @@ def logits(model: PreTrainedModel, windows: Tensor, batch_size: int) -> Iterator
             pair = isinstance(block(states[0][:1], *call.rest, **call.keywords), tuple)
             states = keep(call(block, h) for h in states)
     for h, batch in zip(states, windows.split(batch_size), strict=True):
-        yield _behind_blocks(model, (h,) if pair else h, batch.to(device))
+        yield behind_blocks(model, (h,) if pair else h, batch.to(device))
 
 
-def _behind_blocks(model: PreTrainedModel, known: Any, ids: Tensor) -> Tensor:
+def behind_blocks(model: PreTrainedModel, known: Any, ids: Tensor) -> Tensor:
     """The logits of a batch by all that a family does behind its last block, whose output is `known`."""
     blocks = blocks_of(model)
     with resident(ends_of(model), ids.device), _in_place_of(blocks, [partial(_say, known)] * len(blocks)):

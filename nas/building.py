@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 
 from data.errors import InputError, first_line
 from nas.architecture import Architecture
+from nas.blockwise import logits
 from nas.cost import Budget
-from nas.evaluate import Divergence, Scores, evaluate, free_memory, is_out_of_memory
+from nas.evaluate import Divergence, Passes, Scores, evaluate, free_memory, is_out_of_memory
 from nas.pairs import Claim, Pair, Pairs
 from nas.recovery import Recipe
 from nas.recovery.teacher import Teacher
@@ -68,11 +69,14 @@ class SubnetMeter:
         """What is measured: views of the parent and of the bank."""
         return cut(self.parent, self.shape, architecture_of(widths, self.shape), self.bank)
 
-    def score(self, subnet: PreTrainedModel) -> Scores:
-        """Scores of a model on the windows."""
+    def score(self, subnet: PreTrainedModel, passes: Passes = logits) -> Scores:
+        """Scores of a model on the windows; its logits come from `passes`."""
         while True:
             try:
-                return evaluate(subnet, self.windows, batch_size=self.batch_size, divergence=self.divergence)
+                return evaluate(
+                    subnet, self.windows, batch_size=self.batch_size, divergence=self.divergence,
+                    passes=passes,
+                )  # fmt: skip
             except Exception as error:
                 if not is_out_of_memory(error) or self.batch_size == 1:
                     raise

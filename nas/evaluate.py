@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ from nas.blockwise import logits
 Divergence = Callable[[Tensor, int, int], Tensor]
 """(a model's logits (m, vocab), the number of their window, the position of the first) -> the divergence from
 the parent at these positions, summed, in nats."""
+Passes = Callable[[PreTrainedModel, Tensor, int], Iterator[Tensor]]
+"""(a model, windows (n, seq_len), how many at a time) -> logits (batch, seq_len, vocab), batch by batch."""
 TOGETHER = {True: 2**18, False: 2**26}
 """Logits that the loss is computed from at a time: on the CPU (true) so few that they stay in its cache."""
 
@@ -57,6 +59,7 @@ def evaluate(
     batch_size: int = 8,
     parent: PreTrainedModel | None = None,
     divergence: Divergence | None = None,
+    passes: Passes = logits,
     progress: Callable[[int], object] = lambda done: None,
 ) -> Scores:
     """Scores on `windows` (n, seq_len): every token after the first of each window is predicted once.
@@ -64,11 +67,12 @@ def evaluate(
     Windows are independent of one another, sums are in float64, so that batching does not matter beyond the
     rounding of the forward pass itself. With a `parent` the divergence from it is measured too, at the price
     of a second forward pass; or without one, by a function that knows what the parent says of the windows.
-    `progress` is told how many windows are done.
+    Logits come from `passes`. `progress` is told how many windows are done.
     """
     return evaluate_all(
-        [model], windows, batch_size=batch_size, parent=parent, divergence=divergence, progress=progress
-    )[0]
+        [model], windows, batch_size=batch_size, parent=parent, divergence=divergence, passes=passes,
+        progress=progress,
+    )[0]  # fmt: skip
 
 
 @torch.no_grad()
@@ -79,18 +83,19 @@ def evaluate_all(
     batch_size: int = 8,
     parent: PreTrainedModel | None = None,
     divergence: Divergence | None = None,
+    passes: Passes = logits,
     progress: Callable[[int], object] = lambda done: None,
 ) -> list[Scores]:
     """`evaluate` for several models side by side, which share the parent's forward passes."""
     sums: list[Tensor | float] = [0.0] * len(models)  # on each model's device: nothing waits for a batch
     tokens = 0
-    passes = [logits(model, windows, batch_size) for model in models]
-    compared = None if parent is None else logits(parent, windows, batch_size)
+    found_by = [passes(model, windows, batch_size) for model in models]
+    compared = None if parent is None else passes(parent, windows, batch_size)
     for number, batch in enumerate(windows.split(batch_size)):
         # No name keeps a batch's logits longer than they are needed: they are most of what a pass takes.
         reference = None if compared is None else next(compared)
         for index, model in enumerate(models):
-            found = reference if model is parent and reference is not None else next(passes[index])
+            found = reference if model is parent and reference is not None else next(found_by[index])
             sums[index] = sums[index] + _batch_sums(found, batch, reference)
             if divergence is not None and parent is None:
                 diverged = _diverged(found, number * batch_size, divergence)
