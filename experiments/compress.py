@@ -30,6 +30,7 @@ from experiments.results import (
     TIMES,
     card,
     claim,
+    failures_record,
     finished,
     front_record,
     latency_record,
@@ -61,9 +62,7 @@ from nas.latency import measure_latency
 from nas.latency_table import Request
 from nas.pair_table import PairTable, write_pairs
 from nas.pairs import Pair, Pairs
-from nas.parent import (
-    stored_dtype,
-)
+from nas.parent import stored_dtype
 from nas.proposals import check_reachable
 from nas.recovery import METHODS, Recipe
 from nas.recovery.teacher import stored_teacher
@@ -321,6 +320,7 @@ def main(settings: Settings) -> int:
                 "pruning": space_record(space, explored.space, explored.dropped),
                 "front": front_record(others, cost),
                 "pairs": pairs_record([*explored.pairs, *random_pairs], cost),
+                "failures": failures_record(pairs.failures),
                 "stages": stages.seconds,
                 "protocol": protocol_record(
                     text, settings.seq_len, dtype, stored, device, settings.recovery_steps

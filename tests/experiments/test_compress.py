@@ -54,7 +54,7 @@ def test_the_report_holds_all_that_is_promised(finished: Path, toy: Path) -> Non
     report = read(finished)
     check_report(report)
     assert report["parent"]["name"] == str(toy / "parent")
-    assert report["seed"] == 0
+    assert report["seed"] == 0 and report["failures"] == []
     assert {pair["origin"] for pair in report["pairs"]} >= {"start", "round 1", "random_search"}
     explored = [pair for pair in report["pairs"] if pair["origin"] != "random_search"]
     assert len(explored) == len({pair["digest"] for pair in explored}) == PAIRS
