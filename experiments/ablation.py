@@ -28,9 +28,11 @@ from matplotlib import pyplot
 
 from data.errors import InputError
 from experiments.command_line import check_least, option, run
-from experiments.results import REPORT, seeded, usable, versions
+from experiments.results import REPORT, STORE, seeded, usable, versions
 from experiments.stages import Stages, say
 from experiments.subject import OfSubject, Subject, open_subject
+from experiments.workers import OfWorkers, launch
+from nas.alone import alone
 from nas.baselines import evolve, random_cuts
 from nas.building import build_pairs, in_full
 from nas.cost import Budget, budget_of
@@ -41,11 +43,12 @@ from nas.proposals import Indices, check_reachable
 from nas.report import write_html, write_json
 from nas.sampling import SAMPLERS
 from nas.shape import widths_of
+from nas.storage import shown
 from predictors import PREDICTORS, Predictor
 
 
 @dataclass(frozen=True)
-class Settings(OfSubject):
+class Settings(OfSubject, OfWorkers):
     """A parent, a budget, and how often each variant is run."""
 
     keep: float = option(0.5, "largest fraction of the blocks' parameters", group="search")
@@ -64,15 +67,17 @@ class Settings(OfSubject):
     )
 
 
-def main(settings: Settings) -> None:
-    """Run every variant with every seed, show what each found."""
+def main(settings: Settings) -> int:
+    """Run every variant with every seed, alone or as one of several workers, show what each found."""
     check(settings)
     usable(settings.out, "--out")
+    if settings.workers > 1:
+        return launch(settings, "experiments.ablation", settings.out)
     stages = Stages()
     subject = open_subject(settings, stages, final=settings.final_windows)
     budget = budget_of(subject.cost, settings.keep)
     check_reachable(subject.space, budget)
-    pairs = Pairs(str(settings.out / "pairs.journal"), subject.setting)
+    pairs = Pairs(settings.storage or str(settings.out / STORE), subject.setting)
     final = replace(subject.meter, windows=subject.final)
     rows: list[dict[str, Any]] = []
     seeded(0)(settings.predictor)  # a wrong name ends it before any work
@@ -96,16 +101,19 @@ def main(settings: Settings) -> None:
                 )  # fmt: skip
                 say(f"seed {seed}, {name}: {np.exp(-best.score):.3f}, on other windows {np.exp(-other):.3f}")
     record = {
-        "settings": asdict(settings), "setting": subject.setting.digest, "parent": subject.digest,
+        "settings": {**asdict(settings), "storage": shown(settings.storage or "") or None},
+        "setting": subject.setting.digest, "parent": subject.digest,
         "versions": versions(), "reference": subject.reference, "rows": rows,
     }  # fmt: skip
-    write_json(record, settings.out / "ablation.json")
-    if settings.report_in is not None:
-        show_in(settings.report_in, record)
     frame = pd.DataFrame(rows)
-    draw(frame, subject.reference, settings)
+    with alone(settings.out / "ablation.json"):  # every worker writes the same
+        write_json(record, settings.out / "ablation.json")
+        if settings.report_in is not None:
+            show_in(settings.report_in, record)
+        draw(frame, subject.reference, settings)
     print(in_words(frame))
     print(f"\n{settings.out / 'ablation.json'}, {settings.out / 'ablation.png'}")
+    return 0
 
 
 def check(settings: Settings) -> None:

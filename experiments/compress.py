@@ -24,6 +24,7 @@ import numpy as np
 from data.errors import InputError
 from experiments.command_line import check_least, option, run
 from experiments.fidelity import HALVING, OfFidelity, check_fidelity, halving, search_words
+from experiments.finals import PARENT, Finals
 from experiments.latencies import latencies_of
 from experiments.results import (
     REPORT,
@@ -31,6 +32,7 @@ from experiments.results import (
     TIMES,
     card,
     claim,
+    failures_record,
     finished,
     front_record,
     latency_record,
@@ -54,11 +56,10 @@ from nas.baselines import dropped_layers, random_cuts, uniform_cuts
 from nas.building import Measure, RecoveredMeter, SubnetMeter, build_pairs, in_full
 from nas.cost import CostModel, budget_of, check_limits
 from nas.encoding import Encoding
-from nas.evaluate import evaluate, evaluate_all
+from nas.evaluate import evaluate
 from nas.exploration import explore
 from nas.export import needs_code, save_checkpoint
-from nas.finalists import Contender, recovered, repair_and_choose
-from nas.latency import measure_latency
+from nas.finalists import recovered
 from nas.latency_table import Request
 from nas.pair_table import PairTable, write_pairs
 from nas.pairs import Pair, Pairs
@@ -67,7 +68,6 @@ from nas.proposals import check_reachable
 from nas.recovery import METHODS, Recipe
 from nas.recovery.teacher import stored_teacher
 from nas.repair import REPAIRS
-from nas.repair.stream import Stream
 from nas.report import check_report, terminal_table, write_html, write_json
 from nas.sampling import SAMPLERS
 from nas.search import SEARCHERS
@@ -265,28 +265,20 @@ def main(settings: Settings) -> int:
         claim(settings.out, settings)
         if finished(settings.out):  # by another worker
             return 0
+        finals = Finals(
+            prepared, space, text, setting, settings.repair, finish, stored, settings.batch_size, settings.out
+        )
         with stages("finalists"):
-            dense = Stream(prepared.parent, text.calibration, settings.batch_size)
-
-            def contender(name: str, measured: list[Pair]) -> Contender:
-                return repair_and_choose(
-                    prepared, space, measured, dense, text.final,
-                    finalists=settings.finalists, batch_size=settings.batch_size, name=name,
-                    repair=finish, stored=stored,
-                )  # fmt: skip
-
-            contenders = {"subnet": contender("finalists", explored.pairs)}
-            contenders |= {name: contender(name, found) for name, found in built.items()}
+            contenders = {
+                name: finals.choose(name, measured, settings.finalists)
+                for name, measured in {"subnet": explored.pairs, **built}.items()
+            }
 
         with stages("evaluate"):
-            models = [prepared.parent, *(each.model for each in contenders.values())]
-            parent_latency, *latencies = measure_latency(models, **asdict(request))
-            parent_test, *tested = evaluate_all(
-                models, text.test, parent=prepared.parent, batch_size=settings.batch_size
-            )
+            latencies, tested = finals.latencies(contenders, request), finals.test(contenders)
             records = {
-                name: model_record(each, cost, test, latency)
-                for (name, each), test, latency in zip(contenders.items(), tested, latencies, strict=True)
+                name: model_record(each, cost, tested[name], latencies[name])
+                for name, each in contenders.items()
             }
             predictor = predictor_record(
                 settings.predictor, make, explored.pairs, random_pairs, encoding, budget, reference.score,
@@ -318,8 +310,8 @@ def main(settings: Settings) -> int:
                 "parent_scores": {
                     "pairs": reference.record(),
                     "validation": parent_validation.record(),
-                    "test": parent_test.record(),
-                    "latency": parent_latency.record(),
+                    "test": tested[PARENT].record(),
+                    "latency": latencies[PARENT].record(),
                 },
                 "baselines": {"uniform": None, "random_search": None, **records},
                 "predictor": predictor,
@@ -327,6 +319,7 @@ def main(settings: Settings) -> int:
                 "pruning": space_record(space, explored.space, explored.dropped),
                 "front": front_record(others, cost),
                 "pairs": pairs_record([*explored.pairs, *random_pairs], cost),
+                "failures": failures_record(pairs.failures),
                 "stages": stages.seconds,
                 "protocol": protocol_record(
                     text, settings.seq_len, dtype, stored, device, settings.recovery_steps

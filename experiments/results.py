@@ -310,6 +310,12 @@ def pairs_record(pairs: Sequence[Pair], cost: CostModel) -> list[dict[str, Any]]
     ]
 
 
+def failures_record(failures: Mapping[Architecture, str]) -> list[dict[str, str]]:
+    """Subnets that could not be measured, and why."""
+    said = [{"digest": each.digest, "reason": reason} for each, reason in failures.items()]
+    return sorted(said, key=lambda one: one["digest"])
+
+
 def card(report: Mapping[str, Any], architecture: Architecture, shape: Shape, code: bool) -> str:
     """The checkpoint's model card; `code`: loading it takes the checkpoint's own code."""
     settings, own, before = report["settings"], report["subnet"], report["parent_scores"]

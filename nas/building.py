@@ -169,8 +169,7 @@ def measure_each(
         pause = SHORTEST
         while True:
             claim = pairs.take(wanted, origin)
-            known = {pair.architecture: pair for pair in pairs.all}
-            failures = pairs.failures
+            known, failures = pairs.among(wanted), pairs.failures
             bar.update(sum(each in known or each in failures for each in wanted) - bar.n)
             if claim is not None:
                 pause = SHORTEST

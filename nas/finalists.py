@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -40,18 +41,33 @@ class Finalist:
 
 @dataclass(frozen=True)
 class Contender:
-    """What one way to choose a subnet ended with: the repaired model, which finalist it is, all finalists in
-    the order they were chosen, and how many evaluations led to them."""
+    """What one way to choose a subnet ended with: the best finalist, all finalists in the order they were
+    chosen, how many evaluations led to them, and what gives the repaired model, the same every time."""
 
-    model: PreTrainedModel
     best: Finalist
     finalists: tuple[Finalist, ...]
     evaluations: int
+    make: Callable[[], PreTrainedModel]
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The repaired model; where its validation score was known already, it is repaired when it is first
+        asked for."""
+        return self.make()
 
     @property
     def architecture(self) -> Architecture:
         """Of the repaired model."""
         return self.best.pair.architecture
+
+
+Known = Callable[[Architecture, Callable[[], Scores]], Scores]
+"""The validation scores of a repaired subnet, known from before or, where they are not, computed."""
+
+
+def compute_anew(architecture: Architecture, compute: Callable[[], Scores]) -> Scores:
+    """Nothing is known from before."""
+    return compute()
 
 
 def repair_and_choose(
@@ -66,6 +82,7 @@ def repair_and_choose(
     name: str,
     repair: Make = repair_front_to_back,
     stored: torch.dtype | None = None,
+    known: Known = compute_anew,
     quiet: bool = False,
 ) -> Contender:
     """Repair the `finalists` against `dense`, the permuted parent's stream on the calibration windows, and
@@ -75,27 +92,36 @@ def repair_and_choose(
     among the best, one-pass scores tell little, and such as are much alike end much alike.
 
     Weights are rounded to `stored`, the dtype that checkpoints are saved in, before anything is measured.
-    Only the best model so far is kept in memory. Raises `ValueError` where there are no pairs.
+    Only the best model so far is kept in memory; what is `known` is not repaired to be scored. Raises
+    `ValueError` where there are no pairs.
     """
     if not pairs:
         raise ValueError("there are no pairs to choose from")
-    best: tuple[PreTrainedModel, Finalist] | None = None
+    best: tuple[Finalist, Callable[[], PreTrainedModel]] | None = None
     tried = []
+
+    def made(architecture: Architecture) -> PreTrainedModel:
+        model = repair(prepared.parent, space.shape, architecture, prepared.bank, dense)
+        if stored is not None:
+            round_weights(model, stored)
+        return model
+
+    def scored(model: Callable[[], PreTrainedModel]) -> Scores:
+        return evaluate(model(), validation, batch_size=batch_size)
+
     ranked = sorted(pairs, key=lambda pair: -pair.score)
     rows = space.indices(np.stack([widths_of(pair.architecture, space.shape) for pair in ranked]))
     top = apart(rows, finalists, distance=rows.shape[1] // 4)
     for pair in tqdm(
         [ranked[number] for number in top], desc=f"repair, {name}", unit="subnet", disable=quiet, leave=False
     ):
-        model = repair(prepared.parent, space.shape, pair.architecture, prepared.bank, dense)
-        if stored is not None:
-            round_weights(model, stored)
-        finalist = Finalist(pair, evaluate(model, validation, batch_size=batch_size))
+        model = cache(partial(made, pair.architecture))
+        finalist = Finalist(pair, known(pair.architecture, partial(scored, model)))
         tried.append(finalist)
-        if best is None or finalist.validation.score > best[1].validation.score:
-            best = model, finalist
+        if best is None or finalist.validation.score > best[0].validation.score:
+            best = finalist, model
     assert best is not None
-    return Contender(*best, tuple(tried), len(pairs))
+    return Contender(best[0], tuple(tried), len(pairs), best[1])
 
 
 def round_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:

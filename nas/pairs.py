@@ -11,9 +11,10 @@ import hashlib
 import json
 import math
 import random
+import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -38,6 +39,8 @@ TRIES, DEATHS = 2, 10
 """After so many errors, or so many workers that died with it, an architecture is tried no more."""
 HELD: set[tuple[str, int]] = set()
 """The claims that this process holds: the worker's token and the trial's id."""
+RECENT = 1.0
+"""Seconds for which a worker that was alone chooses by what it has read."""
 HASTE = 5.0
 """Seconds that a worker on its way out waits for the store."""
 
@@ -90,8 +93,9 @@ class Pairs:
         self._location = location
         self._storage: BaseStorage = open_storage(location)
         self._worker, self._listener, self._pause = Worker.here(), Listener(silence), beat
-        self._draw = random.Random(self._worker.token)
+        self._draw, self._alone = random.Random(self._worker.token), -math.inf
         self._pairs: dict[int, Pair] = {}
+        self._first: dict[Architecture, int] = {}  # the earliest trial of each; hashing them takes long
         self._ended: set[int] = set()
         self._numbers: dict[int, int] = {}
         self._running: dict[int, tuple[Architecture, Worker | None]] = {}
@@ -107,15 +111,16 @@ class Pairs:
         self.refresh()
 
     def __len__(self) -> int:
-        return len(self.all)
+        return len(self._first)
 
     @property
     def all(self) -> list[Pair]:
         """The pairs so far, each architecture once, in the order in which they were begun."""
-        found: dict[Architecture, Pair] = {}
-        for _, pair in sorted(self._pairs.items()):
-            found.setdefault(pair.architecture, pair)
-        return list(found.values())
+        return [self._pairs[number] for number in sorted(self._first.values())]
+
+    def among(self, architectures: Iterable[Architecture]) -> dict[Architecture, Pair]:
+        """The pairs so far of these architectures."""
+        return {each: self._pairs[self._first[each]] for each in architectures if each in self._first}
 
     @property
     def failures(self) -> dict[Architecture, str]:
@@ -152,7 +157,10 @@ class Pairs:
     def _see(self, trial: FrozenTrial, over: dict[int, str]) -> None:
         """Take in a trial that has not ended when it was seen before."""
         if trial.state == TrialState.COMPLETE:
-            self._pairs[trial.number] = _read(trial)
+            pair = self._pairs[trial.number] = _read(trial)
+            self._first[pair.architecture] = min(
+                trial.number, self._first.get(pair.architecture, trial.number)
+            )
         elif trial.state == TrialState.FAIL:
             if "architecture" in trial.user_attrs:
                 reason = str(trial.system_attrs.get(FAILED, LEFT))
@@ -195,19 +203,27 @@ class Pairs:
     def take(self, wanted: Sequence[Architecture], origin: str) -> Claim | None:
         """A claim on one of some architectures, those that were tried least first; None if each of them is
         measured, given up, or being measured by another worker."""
+        # Who was alone a moment ago need not look again: what is read behind the claim decides.
+        read, fresh = time.monotonic() - self._alone < RECENT, False
         while True:
-            self.refresh()
-            known = {pair.architecture for pair in self._pairs.values()} | self.failures.keys()
-            held = {architecture for architecture, _ in self._running.values()}
-            free = [each for each in dict.fromkeys(wanted) if each not in known and each not in held]
-            if not free:
+            free = self._free(wanted) if read else []
+            if free:
+                least = min(map(self._troubles, free))
+                free = [each for each in free if self._troubles(each) == least]
+                # Beside others any one, so that they do not all go for the same.
+                claim = self._claim(self._draw.choice(free) if self.workers else free[0], origin)
+                if claim is not None:
+                    return claim
+            elif fresh:
                 return None
-            least = min(map(self._troubles, free))
-            free = [each for each in free if self._troubles(each) == least]
-            # Beside others any one, so that they do not all go for the same.
-            claim = self._claim(self._draw.choice(free) if self._running else free[0], origin)
-            if claim is not None:
-                return claim
+            else:
+                self.refresh()
+            read = fresh = True
+
+    def _free(self, wanted: Sequence[Architecture]) -> list[Architecture]:
+        """Those that nobody has measured, given up or claimed, each once."""
+        taken = {architecture for architecture, _ in self._running.values()} | self.failures.keys()
+        return [each for each in dict.fromkeys(wanted) if each not in self._first and each not in taken]
 
     def _troubles(self, architecture: Architecture) -> int:
         """Tries that failed; a single worker that died with an architecture says nothing about that."""
@@ -226,15 +242,15 @@ class Pairs:
         HELD.add(held)
         self.refresh()
         mine = self._numbers[trial_id]
-        before = [pair.architecture for pair in self._pairs.values()]
-        before += [theirs for at, (theirs, _) in self._running.items() if at < mine]
+        before = [theirs for at, (theirs, _) in self._running.items() if at < mine]
         end = partial(self._end, trial_id)
         claim = Claim(
             architecture, end, partial(self._beat, trial_id), partial(HELD.discard, held), self._pause
         )
-        if architecture in before:
+        if architecture in self._first or architecture in before:
             claim.give_back()
             return None
+        self._alone = -math.inf if self.workers else time.monotonic()
         return claim
 
     def _beat(self, trial_id: int, count: int) -> None:

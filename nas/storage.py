@@ -3,7 +3,8 @@
 What Optuna's storages need for that is added here. A journal: a lock that the system itself takes from a
 process that dies, and half a record, which a writer killed in its middle left, cut off before the next is
 written. SQLite: its write lock from the beginning of every transaction, or two processes would be handed
-the same number. A server that is away for a while: what was asked of it is asked again.
+the same number. A server that is away for a while: what was asked of it is asked again. Who waits for a
+lock for long says so, and does not wait for ever: a process that is stopped keeps what it holds.
 """
 
 from __future__ import annotations
@@ -11,17 +12,19 @@ from __future__ import annotations
 import os
 import random
 import re
+import sys
 import time
 import weakref
 from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TypeVar
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from sqlalchemy import event
+from sqlalchemy import Connection, event
 from sqlalchemy.exc import (
     DBAPIError,
     IntegrityError,
@@ -30,13 +33,20 @@ from sqlalchemy.exc import (
     PendingRollbackError,
     ProgrammingError,
 )
+from tqdm import tqdm
 
 from data.errors import InputError, first_line
 from data.json_text import from_json
 
 Result = TypeVar("Result")
 PATIENCE = 600.0
-"""Seconds that a database server may be away."""
+"""Seconds that a database server may be away, or another process may hold a lock."""
+PATIENT: ContextVar[float] = ContextVar("patient", default=PATIENCE)
+"""The seconds that hold for what is being done."""
+NOTICE, ATTEMPT = 30.0, 1.0
+"""Seconds until it is said that one waits for a lock, and that an attempt at SQLite's takes."""
+SAID: set[str] = set()
+"""The locks of which this process has said that it waits for them."""
 AWAY = (OperationalError, InterfaceError, PendingRollbackError)
 """What a database that is away, busy or back again makes SQLAlchemy raise."""
 OPENING = 20.0
@@ -59,6 +69,8 @@ def open_storage(location: str) -> BaseStorage:
             lock.acquire()
             lock.release()
         return JournalStorage(JournalFileBackend(str(path), lock))
+    except InputError:
+        raise
     except ModuleNotFoundError as error:
         raise InputError(
             f"the pair store {shown(location)} needs the package {error.name}, which is not installed; run "
@@ -99,10 +111,20 @@ def _sqlite(location: str) -> RDBStorage:
     def begin_by_hand(connection: object, _: object) -> None:
         connection.isolation_level = None  # type: ignore[attr-defined]
         connection.execute("PRAGMA journal_mode=WAL")  # type: ignore[attr-defined]
+        connection.execute(f"PRAGMA busy_timeout={1000 * ATTEMPT:.0f}")  # type: ignore[attr-defined]
 
     @event.listens_for(storage.engine, "begin")
-    def begin(connection: object) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")  # type: ignore[attr-defined]
+    def begin(connection: Connection) -> None:
+        def attempt() -> bool:
+            try:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            except OperationalError as error:
+                if "is locked" not in str(error):
+                    raise
+                return False
+            return True
+
+        _acquire(location, attempt)
 
     storage.engine.dispose()  # of connections from before
     return storage
@@ -115,11 +137,20 @@ class JournalLock(JournalFileOpenLock):
     def __init__(self, journal: Path) -> None:
         super().__init__(str(journal))
         self._journal = journal
-        self._lock = FileLock(journal.with_name(f".{journal.name}.lock"))  # Optuna's is a link to the journal
+        self._path = journal.with_name(f".{journal.name}.lock")  # Optuna's is a link to the journal
+        self._lock = FileLock(self._path)
 
     def acquire(self) -> bool:
         """Wait for it, and mend the end of the journal."""
-        self._lock.acquire()
+
+        def attempt() -> bool:
+            try:
+                self._lock.acquire(timeout=min(ATTEMPT, PATIENT.get()))
+            except Timeout:
+                return False
+            return True
+
+        _acquire(str(self._path), attempt)
         try:
             _end_last_line(self._journal)
         except BaseException:
@@ -130,6 +161,24 @@ class JournalLock(JournalFileOpenLock):
     def release(self) -> None:
         """Let the next one write."""
         self._lock.release()
+
+
+def _acquire(lock: str, attempt: Callable[[], bool]) -> None:
+    """Until an attempt succeeds, each of which takes a while; `InputError` if none does for too long."""
+    begun = time.monotonic()
+    while not attempt():
+        waited = time.monotonic() - begun
+        if waited > PATIENT.get():
+            raise InputError(
+                f"another process has held the lock of the pair store for {waited:.0f} seconds ({lock}); let "
+                "it go on or end it if it is stopped, and run the same command again"
+            )
+        if waited > NOTICE and lock not in SAID:
+            SAID.add(lock)
+            tqdm.write(
+                f"waiting for the lock of the pair store ({lock}); a process that is stopped may hold it",
+                file=sys.stderr,
+            )
 
 
 def _check_records(journal: Path) -> None:
@@ -174,8 +223,17 @@ def patiently(action: Callable[[], Result], patience: float = PATIENCE) -> Resul
     """What `action` returns, tried again while a database is away or busy.
 
     It may have been carried out before its answer was lost, and is then carried out twice. Raises
-    `InputError` if the database stays away for `patience` seconds, or there is no room left to write.
+    `InputError` if the database stays away, or a lock is held, for `patience` seconds, or there is no room
+    left to write.
     """
+    token = PATIENT.set(patience)
+    try:
+        return _patiently(action, patience)
+    finally:
+        PATIENT.reset(token)
+
+
+def _patiently(action: Callable[[], Result], patience: float) -> Result:
     pause, begun = 0.1, time.monotonic()
     while True:
         try:

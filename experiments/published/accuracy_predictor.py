@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.inspection import permutation_importance
 from sklearn.model_selection import train_test_split
-from tqdm import tqdm
 
 from data.errors import InputError
 from data.tasks import TASKS
@@ -32,6 +31,8 @@ from experiments.published.outcome import Outcome, run_system
 from experiments.published.protection import Protected, protected
 from experiments.published.targets import Targets, make_targets
 from experiments.results import seeded
+from nas.architecture import Architecture
+from nas.building import measure_each
 from nas.cost import Budget
 from nas.importance import CRITERIA
 from nas.pairs import Pair, Pairs, Setting
@@ -86,28 +87,27 @@ def prune(case: Case, keep: float, settings: Settings) -> Outcome:
                  "seed": settings.seed, "dtype": str(case.parent.dtype)}),
     )  # fmt: skip
 
-    def build(rates: Rates, origin: str) -> list[Pair]:
-        known = {pair.architecture: pair for pair in store.all}
-        pairs = []
-        for widths in tqdm(modules.widths(rates), desc=f"pairs, {origin}", unit="pair", leave=False):
-            architecture = architecture_of(widths, case.shape)
-            if architecture not in known:
-                measured = targets.measure(cut(ordered, case.shape, architecture))
-                score = measured[targets.names[0]]
-                known[architecture] = store.add(architecture, score, origin, **measured)
-            pairs.append(known[architecture])
-        return pairs
+    def measured(architecture: Architecture) -> tuple[float, dict[str, float]]:
+        found = targets.measure(cut(ordered, case.shape, architecture))
+        return found[targets.names[0]], found
+
+    def build(rates: Rates, origin: str) -> tuple[Rates, list[Pair]]:
+        """The pairs of these rates, without what could not be measured, and the rates of each."""
+        architectures = [architecture_of(widths, case.shape) for widths in modules.widths(rates)]
+        known = {pair.architecture: pair for pair in measure_each(store, architectures, measured, origin)}
+        kept = [each in known for each in architectures]
+        return rates[kept], [known[each] for each in architectures if each in known]
 
     first = np.concatenate(
         [tied(grid, modules, settings.tied, settings.tie, rng), drawn(grid, settings.free, rng)]
     )
-    pairs = build(first, "tied and free")
+    first, pairs = build(first, "tied and free")
     learned = Learned.of(settings, case, targets, modules, first, pairs)
     reshaped = reshape(grid, learned.importance)
     candidates = near_budget(reshaped, modules, budget, settings.draws, rng)
     mean = learned.predict(candidates).mean(1)
     best = candidates[np.argsort(-mean, kind="stable")[: settings.verified]]
-    checked = build(best, "verified")
+    _, checked = build(best, "verified")
     standard = learned.standardise(np.array([[p.measured[name] for name in targets.names] for p in checked]))
     winner = checked[int(standard.mean(1).argmax())].architecture
     return Outcome(
@@ -216,7 +216,7 @@ def near_budget(
             )
         load = budget.load(modules.widths(rates))
         found = np.concatenate([found, rates[(load <= 1.0) & (load >= 0.97)]])
-        flat = modules.widths(found).reshape(len(found), -1)
+        flat = modules.widths(found).reshape(len(found), 3 * modules.shape.blocks)
         found = found[np.sort(np.unique(flat, axis=0, return_index=True)[1])]
         if len(found) >= count:
             break

@@ -25,6 +25,7 @@ from data.windows import draw, encode, spread, windows
 from experiments.command_line import option
 from experiments.published.case import Case, Common
 from experiments.stages import say
+from nas.alone import alone
 from nas.architecture import Architecture
 from nas.block_importance import BLOCK_CRITERIA
 from nas.cost import CostModel
@@ -102,6 +103,13 @@ def super_network(case: Case, settings: Making) -> SuperNetwork:
     fields = _fields(case, settings)
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
     folder = case.settings.cache / f"supernet-{digest}"
+    with alone(folder, lambda: say(f"super-network {digest} is being made by another process")):
+        return _super_network(case, settings, fields, folder, digest)
+
+
+def _super_network(
+    case: Case, settings: Making, fields: dict[str, Any], folder: Path, digest: str
+) -> SuperNetwork:
     record = _record(folder / RECORD)
     if record is not None:
         say(f"super-network {digest} from {case.settings.cache}")

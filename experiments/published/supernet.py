@@ -41,6 +41,7 @@ from experiments.published.super_network import (
     super_network,
 )
 from nas.architecture import Architecture
+from nas.building import measure_each
 from nas.evaluate import evaluate
 from nas.latency import device_name, measure_latency
 from nas.pairs import Pairs, Setting
@@ -128,20 +129,20 @@ def _measured(
         Setting({"objective": settings.objective, "windows": len(case.text.pairs),
                  "device": device_name(case.parent.device)}),
     )  # fmt: skip
-    known = {pair.architecture: pair for pair in store.all}
     bar = tqdm(total=settings.measurements, desc="search", unit="subnet", leave=False)
 
+    def measured(architecture: Architecture) -> tuple[float, dict[str, float]]:
+        subnet = cut(whole.model, whole.shape, architecture)
+        cost = float(whole.cost(architecture)["parameters"])
+        if settings.objective == "latency":
+            own, parent = measure_latency([subnet, case.parent], context=settings.seq_len)
+            cost = own.prefill_ms / parent.prefill_ms
+        loss = evaluate(subnet, case.text.pairs, batch_size=settings.batch_size).nll
+        return -loss, {"cost": cost}
+
     def measure(architecture: Architecture) -> Point:
-        if architecture not in known:
-            subnet = cut(whole.model, whole.shape, architecture)
-            cost = float(whole.cost(architecture)["parameters"])
-            if settings.objective == "latency":
-                own, parent = measure_latency([subnet, case.parent], context=settings.seq_len)
-                cost = own.prefill_ms / parent.prefill_ms
-            loss = evaluate(subnet, case.text.pairs, batch_size=settings.batch_size).nll
-            known[architecture] = store.add(architecture, -loss, settings.searcher, cost=cost)
+        (pair,) = measure_each(store, [architecture], measured, settings.searcher, quiet=True)
         bar.update()
-        pair = known[architecture]
         return Point(architecture, -pair.score, pair.measured["cost"])
 
     def excess(architecture: Architecture) -> float:

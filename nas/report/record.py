@@ -19,7 +19,7 @@ REQUIRED = (
     "subnet.scores.validation", "subnet.scores.test",
     "parent_scores", "baselines.uniform", "baselines.random_search", "baselines.drop_layers",
     *(f"predictor.{metric}" for metric in METRICS), *(f"predictor.ridge.{metric}" for metric in METRICS),
-    "stages", "pairs", "versions", "seed",
+    "stages", "pairs", "failures", "versions", "seed",
 )  # fmt: skip
 """Dotted paths that every finished report has."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nas.report.compare import Row, deciding_split, rows
-from nas.report.record import Report
+from nas.report.record import Report, at
 from nas.report.words import MISSING, SPACE, fixed, percent, perplexity
 
 WIDEST_NAME = 24
@@ -11,7 +11,7 @@ WIDEST_NAME = 24
 
 def terminal_table(report: Report) -> str:
     """One line a model: what it keeps of the blocks, of all parameters, of the FLOPs and of the KV
-    cache, its perplexities, its speed."""
+    cache, its perplexities, its speed. Then one that counts subnets that could not be measured, if any."""
     split = deciding_split(report)
     head = [
         ("", "blocks", "all", "FLOPs", "KV", "perpl.", "perpl.", "× parent", "prefill"),
@@ -26,6 +26,10 @@ def terminal_table(report: Report) -> str:
         for line in lines
     ]
     text.insert(len(head), "─" * len(text[0]))
+    failures = at(report, "failures") or []
+    if failures:
+        subnets = "1 subnet" if len(failures) == 1 else f"{len(failures)} subnets"
+        text.append(f"{subnets} could not be measured; the report says why")
     return "\n".join(line.rstrip() for line in text)
 
 

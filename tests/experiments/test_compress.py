@@ -1,9 +1,13 @@
 """The main job on a toy: what it promises at its end, and after an interruption."""
 
 import json
+import math
 import re
 import sys
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,10 +16,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, dynamic_module_uti
 
 from data.corpus import load_corpus
 from data.windows import encode, spread, spread_apart, windows
-from experiments import compress
+from experiments import compress, finals
+from nas import finalists
 from nas.architecture import Architecture
 from nas.evaluate import evaluate
 from nas.pairs import Claim
+from nas.repair import REPAIRS
 from nas.report.record import check_report
 from tests.experiments.toy_job import KEEP, PAIRS, SEQ_LEN, WORDS, everything_in, job, make_toy
 
@@ -55,7 +61,7 @@ def test_the_report_holds_all_that_is_promised(finished: Path, toy: Path) -> Non
     report = read(finished)
     check_report(report)
     assert report["parent"]["name"] == str(toy / "parent")
-    assert report["seed"] == 0
+    assert report["seed"] == 0 and report["failures"] == []
     assert {pair["origin"] for pair in report["pairs"]} >= {"start", "round 1", "random_search"}
     explored = [pair for pair in report["pairs"] if pair["origin"] != "random_search"]
     assert len(explored) == len({pair["digest"] for pair in explored}) == PAIRS
@@ -114,7 +120,7 @@ def test_the_same_command_again_shows_the_result_and_does_no_work(
 
 
 # Pairs are stored in this order: the first ones, two rounds, uniform cuts and so on.
-@pytest.mark.parametrize("after", [0, 5, 13, PAIRS + 2, PAIRS + 8, "save"])
+@pytest.mark.parametrize("after", [0, 5, 13, PAIRS + 2, PAIRS + 8, "finalists", "save"])
 def test_an_interrupted_run_ends_with_the_same_report(
     finished: Path, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int | str
 ) -> None:
@@ -156,22 +162,52 @@ def test_halving_is_refused_where_pairs_are_trained(
 
 
 def interrupt(patch: pytest.MonkeyPatch, after: int | str) -> None:
-    """Ctrl-C while the pair after so many is measured, or while the checkpoint is saved."""
-    if after == "save":
+    """Ctrl-C while the pair after so many is measured, behind the third finalist, or while the checkpoint is
+    saved."""
+    at: dict[Any, tuple[Any, str, int]] = {
+        "finalists": (finals.Remembered, "keep", 2),
+        "save": (compress, "save_checkpoint", 0),
+    }
+    counted(patch, *at.get(after, (Claim, "store", after)))
 
-        def save(*_: object, **__: object) -> None:
+
+def counted(patch: pytest.MonkeyPatch, place: Any, name: str, most: float = math.inf) -> list[str]:
+    """Grows with every call of a function; Ctrl-C at the one after so many."""
+    real, calls = getattr(place, name), []
+
+    def call(*given: Any, **more: Any) -> Any:
+        if len(calls) == most:
             raise KeyboardInterrupt
+        calls.append(name)
+        return real(*given, **more)
 
-        patch.setattr(compress, "save_checkpoint", save)
-        return
-    store, stored = Claim.store, []
+    patch.setattr(place, name, call)
+    return calls
 
-    def counted(*given: Any, **more: Any) -> None:
-        if len(stored) == after:
-            raise KeyboardInterrupt
-        stored.append(store(*given, **more))
 
-    patch.setattr(Claim, "store", counted)
+def test_what_was_repaired_and_scored_is_kept_for_these_settings_alone(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With its pairs elsewhere a folder may be given other settings, beside what was kept for those before.
+    given: dict[str, Any] = {"storage": tmp_path / "pairs.journal", "latency_repeats": 0}
+
+    def done_until_the_report(**changed: Any) -> Counter[str]:
+        with monkeypatch.context() as patch:
+            counted(patch, compress, "predictor_record", 0)
+            repair = REPAIRS["front_to_back"]
+            named = SimpleNamespace(repair=repair.make)
+            places = ((named, "repair"), (finalists, "evaluate"), (finals, "evaluate_all"))
+            calls = [counted(patch, *place) for place in (*places, (finals, "measure_latency"))]
+            patch.setitem(REPAIRS, "front_to_back", replace(repair, make=named.repair))
+            assert job(toy, tmp_path / "run", **given, **changed) == 130
+        return Counter(name for each in calls for name in each)
+
+    everything = {"repair": 4, "evaluate": 4, "evaluate_all": 1, "measure_latency": 1}
+    assert done_until_the_report() == everything
+    assert done_until_the_report() == {}
+    assert done_until_the_report(test_windows=5) == {"repair": 4, "evaluate_all": 1}
+    everything.pop("repair")  # by the one that is counted
+    assert done_until_the_report(repair="least_squares") == everything
 
 
 @pytest.mark.slow

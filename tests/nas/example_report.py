@@ -193,6 +193,7 @@ def synthetic_report(
         "latency_table": latencies_of(rng),
         "ablation": ablation_of(rng),
         "pairs": found,
+        "failures": [],
         "stages": {"load": 1.8, "repair_bank": 19.7, "pairs": 212.5, "search": 48.1, "evaluate": 31.4},
         "protocol": {
             "validation": "wikitext-2 valid, windows of 256, 245,055 tokens, float32",

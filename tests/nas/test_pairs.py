@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import re
 import signal
+import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from data.errors import InputError
+from nas import storage
 from nas.architecture import Architecture, Block
 from nas.building import SubnetMeter, build_pairs, table
 from nas.cost import Budget, CostModel
@@ -172,7 +174,8 @@ def test_reading_a_store_leaves_it_as_it_is(tmp_path: Path) -> None:
 
 
 def die_with_the_lock(journal: Path) -> None:
-    JournalLock(journal).acquire()
+    lock = JournalLock(journal)  # let go, it would be released
+    lock.acquire()
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -187,6 +190,40 @@ def test_a_lock_goes_with_the_process_that_held_it(tmp_path: Path) -> None:
     Pairs(str(file), SETTING).add(narrow(2), -2.0, "start")
     assert len(Pairs(str(file), SETTING)) == 2
     assert time.monotonic() - start < 20  # Optuna's own lock waits 30 seconds
+
+
+def stop_with_the_lock(location: str) -> None:
+    """Stopped with what it holds, until it is told to go on."""
+    if location.startswith("sqlite"):
+        holder = sqlite3.connect(location.removeprefix("sqlite:///"), isolation_level=None)
+        holder.execute("BEGIN IMMEDIATE")
+    else:
+        lock = JournalLock(Path(location))
+        lock.acquire()
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def test_who_waits_for_a_process_that_is_stopped_says_so_and_gives_up(
+    location: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(storage, "ATTEMPT", 0.1)
+    monkeypatch.setattr(storage, "NOTICE", 0.2)
+    monkeypatch.setattr("nas.pairs.HASTE", 0.5)
+    claim = Pairs(location, SETTING).take([narrow(1)], "start")
+    assert claim is not None
+    holder = multiprocessing.get_context("fork").Process(target=stop_with_the_lock, args=(location,))
+    holder.start()
+    assert os.WIFSTOPPED(os.waitpid(holder.pid or 0, os.WUNTRACED)[1])
+    try:
+        for said in (1, 0):
+            with pytest.raises(InputError, match=r"has held the lock of the pair store for [01] .*pairs"):
+                claim.give_back()
+            assert capsys.readouterr().err.count("waiting for the lock of the pair store") == said
+    finally:
+        os.kill(holder.pid or 0, signal.SIGCONT)
+        holder.join()
+    claim.store(-1.0)
+    assert [pair.score for pair in Pairs(location, SETTING).all] == [-1.0]
 
 
 def test_only_the_unknown_are_measured_and_each_once(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import matplotlib
 import numpy as np
 import pytest
 
+from experiments.results import failures_record
+from nas.architecture import Architecture, Block
 from nas.report import check_report, terminal_table, verdict, write_html, write_json
 from nas.report.plots import best_so_far, held_out, pair_points
 from nas.report.record import REQUIRED, plain
@@ -116,6 +119,7 @@ def test_everything_shown_is_escaped(tmp_path: Path) -> None:
     report["pruning"]["dropped"] = [
         {"round": 1, "knob": NASTY, "choice": NASTY, "best_with": None, "best": -4.0}
     ]
+    report["failures"] = [{"digest": NASTY, "reason": NASTY}]
     for pair in report["pairs"][:9]:
         pair["origin"] = NASTY
     tame = {tag for tag, _ in Page(html_of(synthetic_report(3, 20), tmp_path)).tags}
@@ -123,6 +127,20 @@ def test_everything_shown_is_escaped(tmp_path: Path) -> None:
     assert {tag for tag, _ in page.tags} <= tame
     assert page.text.count(NASTY) >= 15
     assert NASTY.split()[0] in terminal_table(report)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_subnets_that_could_not_be_measured_are_counted_with_their_reasons(
+    count: int, tmp_path: Path
+) -> None:
+    report = synthetic_report(3, 12)
+    poison = Architecture(16, (Block(0, 1, 1, 4),))
+    known = {poison: "it scored nan (tried 2 times)", replace(poison, hidden=8): "10 workers died"}
+    report["failures"] = failures_record(dict([*known.items()][:count]))
+    page, table = Page(html_of(report, tmp_path)).text, terminal_table(report)
+    said = f"{count} subnet{'s' * (count > 1)} could not be measured"
+    assert (said in page) == (said in table) == (count > 0) == (poison.digest in page)
+    assert [reason in page for reason in known.values()] == [count > 0, count > 1]
 
 
 def test_drawing_leaves_matplotlib_as_it_was(tmp_path: Path) -> None:

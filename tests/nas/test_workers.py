@@ -194,7 +194,8 @@ def test_a_writer_killed_in_the_middle_of_a_record_beside_others(
 
 
 def die_writing(journal: Path) -> None:
-    JournalLock(journal).acquire()
+    lock = JournalLock(journal)
+    lock.acquire()
     with journal.open("ab") as file:
         file.write(b'{"op_code":4,"worker_id":"x","study_id":0,"user_attrs":{"archi')
     os.kill(os.getpid(), signal.SIGKILL)
