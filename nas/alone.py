@@ -1,4 +1,5 @@
-"""One process at a time, of all that share a file system: who comes second finds what the first has made."""
+"""One process at a time, of all that share a file system: who comes second finds what the first has made, or
+makes something else."""
 
 from __future__ import annotations
 
@@ -13,9 +14,7 @@ from filelock import FileLock, Timeout
 def alone(path: Path, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
     """Wait until no other process makes `path`, a file or a folder; `waiting` is called if there is one. The
     system takes the lock, which lies beside it, from a process that dies."""
-    path = path.absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    lock = _lock_of(path)
     try:
         lock.acquire(blocking=False)
     except Timeout:
@@ -25,3 +24,24 @@ def alone(path: Path, waiting: Callable[[], object] = lambda: None) -> Iterator[
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def unless_taken(path: Path) -> Iterator[bool]:
+    """The same without waiting: whether `path` is this process's to make, or another one is at it."""
+    lock = _lock_of(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _lock_of(path: Path) -> FileLock:
+    path = path.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path.with_name(f".{path.name}.lock"))

@@ -3,7 +3,8 @@
 One walk over the blocks: all calibration windows go through a block while its statistics are summed, its
 units are ranked, its output matrices repaired for every choice, and all that is written before the next block
 is looked at. So the memory is that of one block's statistics, and what was finished before an interruption is
-only run through again.
+only run through again. Workers that share the folder share the blocks: of another's one only the stream is
+made.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from data.errors import InputError
+from nas.alone import alone, unless_taken
 from nas.blockwise import entry
 from nas.evidence import BlockEvidence, Evidence
 from nas.families import Layer, layers_of
@@ -52,12 +54,13 @@ def fill(
     seed: int,
     quiet: bool,
 ) -> None:
-    """Have the file of every block in `folder` (see `read`), of which those that are there are kept.
+    """Have the file of every block in `folder` (see `read`), of which those that are there are kept, and
+    those that others are making are waited for.
 
     Each holds the block's orders (`order.KIND`), its `influence`, its bank (`matrix.KEY`, `error.KEY`).
     Raises `InputError` where the parent is placed and the criterion needs gradients of the whole.
     """
-    missing = [block for block in range(shape.blocks) if read(folder, block) is None]
+    missing = missing_of(folder, shape)
     if not missing:
         return
     placement = placement_of(parent)
@@ -68,22 +71,34 @@ def fill(
         )
     whole = Evidence(parent, shape, windows, batch_size, seed)
     device, keep, layers = device_of(parent), keeper(parent), layers_of(parent)
-    states, calls = entry(parent, windows, batch_size)
-    last = missing[-1] + 1
-    for block in tqdm(range(last), desc="rank and repair", unit="block", disable=quiet, leave=False):
-        module = layers[block].module
-        run = _Run(partial(calls[block], module), states, keep)
-        with resident(module, device):
-            if block in missing:
-                seen = BlockEvidence(
-                    parent, shape, windows, batch_size, seed, block=block, run=run,
-                    whole=lambda: whole.gradients,
-                )  # fmt: skip
-                write_tensors(folder / f"{block}.safetensors", _of_block(seen, criterion, space, placement))
-            if block + 1 < last:
-                if not run.behind:
-                    run()
-                states = run.behind
+    while missing:
+        states, calls = entry(parent, windows, batch_size)
+        last = missing[-1] + 1
+        for block in tqdm(range(last), desc="rank and repair", unit="block", disable=quiet, leave=False):
+            module, path = layers[block].module, folder / f"{block}.safetensors"
+            run = _Run(partial(calls[block], module), states, keep)
+            with resident(module, device):
+                if block in missing:
+                    seen = BlockEvidence(
+                        parent, shape, windows, batch_size, seed, block=block, run=run,
+                        whole=lambda: whole.gradients,
+                    )  # fmt: skip
+                    with unless_taken(path) as mine:
+                        if mine and read(folder, block) is None:
+                            write_tensors(path, _of_block(seen, criterion, space, placement))
+                if block + 1 < last:
+                    if not run.behind:
+                        run()
+                    states = run.behind
+        for block in missing_of(folder, shape):
+            with alone(folder / f"{block}.safetensors"):
+                pass  # who was making it has ended, or died: then it is made here
+        missing = missing_of(folder, shape)
+
+
+def missing_of(folder: Path, shape: Shape) -> list[int]:
+    """The blocks that have no file, or a damaged one."""
+    return [block for block in range(shape.blocks) if read(folder, block) is None]
 
 
 class _Run:

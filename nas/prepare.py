@@ -70,11 +70,10 @@ def prepare(
     key = {**inputs, "ranking": ranking, "knobs": space.knobs, "format": FORMAT}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:16]
     folder = cache / digest
-    with alone(folder):
-        fill(
-            parent, shape, space, windows, CRITERIA[ranking], folder,
-            batch_size=batch_size, seed=seed, quiet=quiet,
-        )  # fmt: skip
+    fill(
+        parent, shape, space, windows, CRITERIA[ranking], folder,
+        batch_size=batch_size, seed=seed, quiet=quiet,
+    )  # fmt: skip
     blocks = [read(folder, block) or {} for block in range(shape.blocks)]
     matrices = {k.removeprefix("matrix."): v for b in blocks for k, v in b.items() if k.startswith("matrix.")}
     errors = {
