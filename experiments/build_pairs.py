@@ -36,6 +36,7 @@ from nas.cost import Budget, budget_of
 from nas.exploration import explore
 from nas.pair_table import read_pairs, write_pairs
 from nas.pairs import Pair, Pairs
+from nas.prefix import PrefixMeter
 from nas.proposals import apart, check_reachable, fit, mutate
 from nas.replacement import replacements
 from nas.report import write_json
@@ -65,6 +66,12 @@ class Settings(OfSubject, OfWorkers):
         group="pairs",
         least=40,
     )
+    reuse_prefixes: bool = option(
+        True,
+        "measure `replaced` subnets from the block on where each differs from the one before; keeps the "
+        "stream of all windows at every block on the device",
+        group="pairs",
+    )
     parents: int = option(12, "of the best that are mutated", group="pairs", least=1)
     predictor: str = option(
         "xgboost", f"of that search: one of {', '.join(PREDICTORS)}, or an import path", group="pairs"
@@ -85,6 +92,9 @@ def main(settings: Settings) -> int:
         return launch(settings, "experiments.build_pairs", settings.out.parent)
     stages = Stages()
     subject = open_subject(settings, stages)
+    meter = subject.meter
+    if settings.kind == "replaced" and settings.reuse_prefixes and settings.parent_on == "device":
+        meter = PrefixMeter(**vars(meter))
     whole = Budget(subject.cost, subject.cost(subject.shape.parent))
     for keep in settings.keep:
         check_reachable(subject.space, budget_of(subject.cost, keep))
@@ -93,7 +103,7 @@ def main(settings: Settings) -> int:
     rng = np.random.default_rng([settings.seed, KINDS.index(settings.kind)])
 
     def measured(rows: Widths, origin: str) -> list[Pair]:
-        return build_pairs(pairs, subject.meter, subject.shape, whole, rows, origin)
+        return build_pairs(pairs, meter, subject.shape, whole, rows, origin)
 
     with stages("pairs"):
         if settings.kind == "uniform":
@@ -120,7 +130,7 @@ def main(settings: Settings) -> int:
 
 def mine(settings: Settings) -> dict[str, Any]:
     """The settings that a table depends on; of `--rows` it may have more later."""
-    left_out = (*WHEREABOUTS, "rows")
+    left_out = (*WHEREABOUTS, "rows", "reuse_prefixes")
     return {name: value for name, value in plain(asdict(settings)).items() if name not in left_out}
 
 

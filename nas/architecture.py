@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from data.errors import InputError
@@ -75,6 +76,16 @@ class Architecture:
             raise InputError(
                 f"blocks come from layers {sources}; each may be used once, in the parent's order"
             )
+
+    @cached_property
+    def _hash(self) -> int:
+        """Of whole numbers alone, so that it is the same in another process that it is sent to."""
+        blocks = ((b.source, b.kv_groups, b.queries_per_group, b.ffn, b.head_width or 0) for b in self.blocks)
+        return hash((self.hidden, *blocks))
+
+    def __hash__(self) -> int:
+        """Computed once: queues of thousands are looked up for every pair."""
+        return self._hash
 
     @property
     def digest(self) -> str:

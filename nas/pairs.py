@@ -94,6 +94,7 @@ class Pairs:
         self._storage: BaseStorage = open_storage(location)
         self._worker, self._listener, self._pause = Worker.here(), Listener(silence), beat
         self._draw, self._alone = random.Random(self._worker.token), -math.inf
+        self._last: Architecture | None = None
         self._pairs: dict[int, Pair] = {}
         self._first: dict[Architecture, int] = {}  # the earliest trial of each; hashing them takes long
         self._ended: set[int] = set()
@@ -210,8 +211,7 @@ class Pairs:
             if free:
                 least = min(map(self._troubles, free))
                 free = [each for each in free if self._troubles(each) == least]
-                # Beside others any one, so that they do not all go for the same.
-                claim = self._claim(self._draw.choice(free) if self.workers else free[0], origin)
+                claim = self._claim(self._choice(wanted, free), origin)
                 if claim is not None:
                     return claim
             elif fresh:
@@ -219,6 +219,14 @@ class Pairs:
             else:
                 self.refresh()
             read = fresh = True
+
+    def _choice(self, wanted: Sequence[Architecture], free: Sequence[Architecture]) -> Architecture:
+        """The first that is free; beside others the one behind the last that was taken here, or any, so that
+        they do not all go for the same."""
+        if not self.workers:
+            return free[0]
+        behind = next((b for a, b in zip(wanted, wanted[1:], strict=False) if a == self._last), None)
+        return behind if behind is not None and behind in free else self._draw.choice(free)
 
     def _free(self, wanted: Sequence[Architecture]) -> list[Architecture]:
         """Those that nobody has measured, given up or claimed, each once."""
@@ -238,6 +246,7 @@ class Pairs:
             system_attrs={WORKER: vars(self._worker)},
         )
         trial_id = patiently(lambda: self._storage.create_new_trial(self._study._study_id, template))
+        self._last = architecture
         held = (self._worker.token, trial_id)
         HELD.add(held)
         self.refresh()
