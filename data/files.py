@@ -7,7 +7,7 @@ from typing import Any
 
 from data.errors import InputError
 from data.fields import BLANK_LINE, DOCUMENT, LINE, TEXT_FIELD, Field, Passages
-from data.json_text import from_json, said
+from data.json_text import rows_from_json, said
 
 TEXT = (".txt", ".raw", ".tokens")
 FORMS = (*TEXT, ".jsonl", ".json", ".parquet")
@@ -106,7 +106,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = from_json(line)
+            row = rows_from_json(line)
         except ValueError as error:
             raise InputError(
                 f"line {number:,} of {path} is no JSON ({said(error)}): one object a line is needed"
@@ -125,7 +125,7 @@ def _json_list(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield from json_lines(path)
         return
     try:
-        rows = from_json(text)
+        rows = rows_from_json(text)
     except ValueError as error:
         raise InputError(f"{path} is no JSON ({said(error)}): a list of objects is needed") from error
     for number, row in enumerate(rows, start=1):
