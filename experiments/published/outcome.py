@@ -120,6 +120,9 @@ def checked(result: Any) -> dict[str, Any]:
         wrong += [f"{who}tasks"] * (
             not isinstance(tasks, dict) or any(number(each, "acc") is None for each in tasks.values())
         )
+    place = Path(str(at(result, "checkpoint")))
+    if place.is_absolute() or ".." in place.parts:
+        wrong.append("checkpoint")  # whose code is run: it is this run's own, or none
     if wrong:
         raise ValueError(f"{wrong[0]} is {str(at(result, wrong[0]))[:60]!r}")
     return dict(result)

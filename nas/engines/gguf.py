@@ -97,8 +97,8 @@ def _checked(entry: Entry, kind: str) -> np.ndarray:
     array = entry.make()
     if array.shape != entry.shape:
         raise InputError(
-            f"the tensor {entry.name} is {array.shape}, and config.json makes it {entry.shape}: the checkpoint "
-            "is broken"
+            f"the tensor {entry.name} is {array.shape}, and config.json makes it {entry.shape}: the "
+            "checkpoint is broken"
         )
     largest = float(np.abs(array).max(initial=0))
     if not np.isfinite(largest):

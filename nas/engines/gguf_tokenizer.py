@@ -81,6 +81,9 @@ def _vocabulary(path: Path, config: Mapping[str, Any]) -> Vocabulary:
             f"llama.cpp is given byte-pair tokenizers here, and {path} is a {model.get('type')}; "
             "give --no-tokenizer and feed it token ids"
         )
+    for name in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(name):  # with a prefix longer than a token the library would end the process
+            raise InputError(f"{path} has a {name}, which llama.cpp has not; give --no-tokenizer")
     tokenizer = Tokenizer.from_file(str(path))  # which looks at every value's kind
     by_id = {index: token for token, index in model["vocab"].items()}
     types = dict.fromkeys(by_id, NORMAL)
