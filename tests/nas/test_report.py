@@ -8,6 +8,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -123,6 +124,24 @@ def test_everything_shown_is_escaped(tmp_path: Path) -> None:
     assert {tag for tag, _ in page.tags} <= tame
     assert page.text.count(NASTY) >= 15
     assert NASTY.split()[0] in terminal_table(report)
+
+
+def hostile(value: Any) -> Any:
+    """The same with every text in it, wherever it is, one that would break out of where it is shown."""
+    if isinstance(value, dict):
+        return {key: hostile(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [hostile(item) for item in value]
+    return NASTY if isinstance(value, str) else value
+
+
+def test_no_text_of_a_report_is_markup(tmp_path: Path) -> None:
+    """Nor can one close an attribute: none is there that the page of a tame report has not."""
+    report = synthetic_report(3, 20)
+    tame, page = (Page(html_of(each, tmp_path)) for each in (report, hostile(report)))
+    known = {(tag, name) for tag, attributes in tame.tags for name in attributes}
+    assert {(tag, name) for tag, attributes in page.tags for name in attributes} <= known
+    assert page.text.count(NASTY) >= 30
 
 
 def test_drawing_leaves_matplotlib_as_it_was(tmp_path: Path) -> None:
