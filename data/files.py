@@ -5,9 +5,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from data.errors import InputError
+from data.errors import InputError, first_line
 from data.fields import BLANK_LINE, DOCUMENT, LINE, TEXT_FIELD, Field, Passages
-from data.json_text import from_json, said
+from data.json_text import rows_from_json, said
 
 TEXT = (".txt", ".raw", ".tokens")
 FORMS = (*TEXT, ".jsonl", ".json", ".parquet")
@@ -106,7 +106,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = from_json(line)
+            row = rows_from_json(line)
         except ValueError as error:
             raise InputError(
                 f"line {number:,} of {path} is no JSON ({said(error)}): one object a line is needed"
@@ -125,7 +125,7 @@ def _json_list(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield from json_lines(path)
         return
     try:
-        rows = from_json(text)
+        rows = rows_from_json(text)
     except ValueError as error:
         raise InputError(f"{path} is no JSON ({said(error)}): a list of objects is needed") from error
     for number, row in enumerate(rows, start=1):
@@ -137,15 +137,13 @@ def _json_list(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _parquet_rows(path: Path, field: Field) -> Iterator[tuple[str, dict[str, Any]]]:
-    from pyarrow import parquet
+    from pyarrow import ArrowException, parquet
 
     try:
         columns = parquet.read_schema(path).names
         wanted = [name for name in field.of(columns) if name in columns]
         rows = parquet.read_table(path, columns=wanted).to_pylist() if wanted else [dict.fromkeys(columns)]
-    except (OSError, ValueError) as error:  # pyarrow's errors are both
-        raise InputError(
-            f"{path} is no Parquet file that can be read: {str(error).splitlines()[0]}"
-        ) from error
+    except (OSError, ValueError, OverflowError, ArrowException) as error:
+        raise InputError(f"{path} is no Parquet file that can be read: {first_line(error)}") from error
     for number, row in enumerate(rows):
         yield f"row {number:,} of {path}", row

@@ -53,11 +53,12 @@ def kept(name: str, field: str, limit: int) -> Streamed | None:
             for line in file:
                 split, row = from_json(line)
                 rows[split].append(row)
+        found = Streamed(name, field, limit, str(head["revision"]), head["characters"], rows)
+        whole = {split: len(each) for split, each in rows.items()} == head["rows"]
+        counted = all(type(found.characters[split]) is int for split in rows)
     except (OSError, ValueError, KeyError, TypeError, StopIteration):
         return None
-    if {split: len(each) for split, each in rows.items()} != head["rows"]:
-        return None
-    return Streamed(name, field, limit, head["revision"], head["characters"], rows)
+    return found if whole and counted else None
 
 
 def keep(streamed: Streamed) -> None:

@@ -27,8 +27,9 @@ def encode(tokenizer: Any, text: str, cache: Path | None = None) -> NDArray[np.i
     path = Path(cache) / f"{key}.npy"
     try:
         cached: NDArray[np.int32] = np.load(path, allow_pickle=False)
-        return cached
-    except (OSError, ValueError, EOFError):
+        if cached.dtype == np.int32 and cached.ndim == 1:
+            return cached
+    except Exception:  # none there, or whatever damage makes of NumPy's way of reading a header
         pass
     tokens = _encode(tokenizer, text)
     _write_atomically(path, tokens)

@@ -12,7 +12,6 @@ Pairs are kept as they are measured: the same command again goes on where it sto
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +25,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot
 
-from data.errors import InputError
+from data.errors import InputError, first_line
 from experiments.command_line import check_least, option, run
 from experiments.results import REPORT, STORE, seeded, usable, versions
 from experiments.stages import Stages, say
@@ -40,7 +39,8 @@ from nas.damage import no_correction
 from nas.exploration import Explored, explore
 from nas.pairs import Pair, Pairs
 from nas.proposals import Indices, check_reachable
-from nas.report import write_html, write_json
+from nas.report import read_report, write_html, write_json
+from nas.report.record import at
 from nas.sampling import SAMPLERS
 from nas.shape import widths_of
 from nas.storage import shown
@@ -121,8 +121,12 @@ def check(settings: Settings) -> None:
     check_least(settings)
     if not 0 < settings.keep <= 1:
         raise InputError(f"--keep is {settings.keep}; give a fraction above 0 and at most 1")
-    if settings.report_in is not None and not (settings.report_in / REPORT).is_file():
-        raise InputError(f"--report-in {settings.report_in} holds no {REPORT}; give a finished run's folder")
+    if settings.report_in is not None:
+        if not (settings.report_in / REPORT).is_file():
+            raise InputError(
+                f"--report-in {settings.report_in} holds no {REPORT}; give a finished run's folder"
+            )
+        read_report(settings.report_in / REPORT)
     if settings.first_pairs >= settings.evaluations:
         raise InputError(
             f"--first-pairs is {settings.first_pairs} and --evaluations {settings.evaluations}; give fewer"
@@ -131,14 +135,20 @@ def check(settings: Settings) -> None:
 
 def show_in(folder: Path, record: dict[str, Any]) -> None:
     """Add the ablation to the report of a finished run; `InputError` if that is of another parent."""
-    report = json.loads((folder / REPORT).read_text())
-    if report["parent"]["digest"] != record["parent"]:
+    report = read_report(folder / REPORT)
+    if at(report, "parent.digest") != record["parent"]:
         raise InputError(
-            f"{folder} is a run on the parent {report['parent']['digest']}, and the ablation on "
+            f"{folder} is a run on the parent {at(report, 'parent.digest')}, and the ablation on "
             f"{record['parent']}; its results are kept, give the folder of a run on the same parent"
         )
     report["ablation"] = record
-    write_html(report, folder / "report.html")
+    try:
+        write_html(report, folder / "report.html")
+    except Exception as error:  # whatever numbers that cannot be make of a drawing
+        raise InputError(
+            f"{folder / REPORT} is damaged ({first_line(error)}); run its job again, the ablation's results "
+            "are kept"
+        ) from error
     write_json(report, folder / REPORT)
 
 

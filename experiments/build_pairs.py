@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from data.errors import InputError
+from data.errors import InputError, short
 from data.json_text import from_json
 from experiments.command_line import check_least, option, run
 from experiments.results import WHEREABOUTS, seeded, usable
@@ -138,10 +138,15 @@ def refuse_other(path: Path, settings: Settings) -> None:
     """Raise `InputError` where other settings made the table that is there, or it has more rows."""
     if not path.is_file():
         return
-    theirs = from_json(path.read_text())
+    try:
+        theirs = dict(from_json(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path} cannot be read ({error}); move it away, or give another --out") from error
     other = sorted(name for name, value in mine(settings).items() if theirs.get(name) != value)
     if other:
-        said = ", ".join(f"{name} is {theirs.get(name)} and {mine(settings)[name]}" for name in other[:3])
+        said = ", ".join(
+            f"{name} is {short(theirs.get(name))} and {mine(settings)[name]}" for name in other[:3]
+        )
         raise InputError(f"{settings.out} was built with other settings ({said}); give another --out")
     rows = len(read_pairs(settings.out).pairs) if settings.out.is_file() else 0
     if settings.kind == "uniform" and rows > settings.rows:

@@ -37,7 +37,7 @@ from typing import (
 
 import yaml
 
-from data.errors import InputError
+from data.errors import InputError, short
 from experiments.ending import ended
 
 if TYPE_CHECKING:
@@ -148,18 +148,18 @@ class _Option:
         if not self.many:
             return self._read_one(value, where)
         if not isinstance(value, list):
-            raise InputError(f"{where}: {_short(value)} is not a list.")
+            raise InputError(f"{where}: {short(value)} is not a list.")
         return tuple(self._read_one(item, where) for item in value)
 
     def _read_one(self, value: Any, where: str) -> Any:
         try:
             result = _as(self.kind, value)
         except (ValueError, OverflowError):
-            raise InputError(f"{where}: {_short(value)} is not {WANTED[self.kind]}.") from None
+            raise InputError(f"{where}: {short(value)} is not {WANTED[self.kind]}.") from None
         if self.choices and result not in self.choices:
             names = ", ".join(map(str, self.choices))
             raise InputError(
-                f"{where}: {_short(value)} is not one of {names}{_near(str(result), self.choices)}"
+                f"{where}: {short(value)} is not one of {names}{_near(str(result), self.choices)}"
             )
         return result
 
@@ -261,7 +261,7 @@ def _from_file(path: Path, options: dict[str, _Option]) -> dict[str, Any]:
     for written, value in content.items():
         name = str(written).replace("-", "_")
         if name not in options:
-            raise InputError(f"{path}: unknown setting {_short(written)}{_near(name, options)}")
+            raise InputError(f"{path}: unknown setting {short(written)}{_near(name, options)}")
         values[name] = options[name].read(value, f"{path}: {written}")
     return values
 
@@ -318,12 +318,6 @@ def _unknown(word: str, flags: list[str]) -> str:
         return f"{word!r} belongs to no option."
     flag = word.split("=")[0]
     return f"unknown option {flag}{_near(flag, flags)}"
-
-
-def _short(value: Any) -> str:
-    """A value as it may stand in a sentence."""
-    words = repr(value)
-    return words if len(words) <= 120 else f"{words[:120]}…"
 
 
 def _near(word: str, known: Iterable[Any]) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from data.errors import InputError
+from data.errors import InputError, short
 from data.json_text import from_json
 from experiments.command_line import check_least, option, run
 from experiments.results import usable, versions
@@ -159,26 +159,36 @@ def earlier(path: Path, settings: dict[str, Any], protocol: dict[str, Any]) -> d
         return None
     try:
         record: dict[str, Any] = from_json(path.read_text(encoding="utf-8"))
-        theirs = record["settings"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        theirs = {**record["settings"], **{name: settings[name] for name in ("device", "out", "cache")}}
+        before = {**record["protocol"]}
+        record["parent_score"] = _two(record["parent_score"])
+        record["scores"] = {
+            digest: {steps: _two(scores) for steps, scores in found.items()}
+            for digest, found in record["scores"].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(
             f"{path} cannot be read ({type(error).__name__}); delete it to start afresh"
         ) from error
-    for name in ("device", "out", "cache"):
-        theirs[name] = settings[name]
     if theirs != settings:
-        name = sorted(name for name in settings if theirs.get(name) != settings[name])[0]
+        name = min(name for name in theirs.keys() | settings if theirs.get(name) != settings.get(name))
         raise InputError(
-            f"{path} belongs to a run with {name} {theirs.get(name)!r}, not {settings[name]!r}; give another "
-            "--out"
+            f"{path} belongs to a run with {name[:40]} {short(theirs.get(name))}, not "
+            f"{settings.get(name)!r}; give another --out"
         )
-    if record["protocol"] != protocol:
-        name = sorted(name for name in protocol if record["protocol"].get(name) != protocol[name])[0]
+    if before != protocol:
+        name = min(name for name in before.keys() | protocol if before.get(name) != protocol.get(name))
         raise InputError(
-            f"{path} belongs to a run whose {name} was {record['protocol'].get(name)!r}, not "
-            f"{protocol[name]!r}: the parent, the text or the dtype has changed; give another --out"
+            f"{path} belongs to a run whose {name[:40]} was {short(before.get(name))}, not "
+            f"{protocol.get(name)!r}: the parent, the text or the dtype has changed; give another --out"
         )
     return record
+
+
+def _two(scores: Any) -> list[float]:
+    """The scores of a subnet on the windows that order subnets, and on the others."""
+    own, other = map(float, scores)
+    return [own, other]
 
 
 def compare(

@@ -32,7 +32,7 @@ from nas.latency import Latency
 from nas.latency_table import LatencyTable
 from nas.pairs import Pair
 from nas.repair import REPAIRS
-from nas.report import terminal_table, write_json
+from nas.report import read_report, terminal_table, write_json
 from nas.report.record import METRICS
 from nas.shape import Shape, architecture_of, widths_of
 from nas.space import SearchSpace
@@ -96,7 +96,7 @@ def _as_typed(name: str, value: Any) -> str:
     words = name.replace("_", "-")
     if isinstance(value, bool):
         return f"--{words}" if value else f"--no-{words}"
-    return f"--{words} {'none' if value is None else value}"
+    return f"--{words[:40]} {'none' if value is None else str(value)[:120]}"
 
 
 def _trouble(folder: Path, error: Exception) -> str:
@@ -111,8 +111,8 @@ def finished(out: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        report = from_json(path.read_text())
-    except ValueError:
+        report = read_report(path)
+    except InputError:
         return False  # half a file: the run is repeated from its pairs
     print(terminal_table(report))
     print(f"\nfinished before: {out / 'report.html'}")

@@ -190,7 +190,9 @@ def read_pairs(path: Path) -> PairTable:
         if not (np.isfinite(reference) and all(np.isfinite(pair.score) for pair in pairs)):
             raise ValueError("some scores are not finite")
         centres = tuple(float(centre) for centre in about["centres"])
-    except (InputError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (
+        InputError, KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, MemoryError,
+    ) as error:  # fmt: skip
         raise InputError(f"the pair table {path} is damaged ({first_line(error)}); build it again") from error
     return PairTable(space, cost, hints, Setting(about["setting"]), reference, centres, pairs)
 

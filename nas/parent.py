@@ -98,12 +98,13 @@ def read_config(name: str, revision: str | None = None) -> PreTrainedConfig:
 
 @contextmanager
 def saying_what_failed(what: str) -> Iterator[None]:
-    """Make an `InputError` of whatever a broken folder or a missing network makes the library raise."""
+    """Make an `InputError` of whatever a broken folder or a missing network makes the library raise, and of
+    the panics of libraries in Rust, which are no `Exception`."""
     try:
         yield
-    except InputError:
+    except (InputError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except Exception as error:
+    except BaseException as error:
         raise InputError(
             f"{what} cannot be loaded ({first_line(error)}); check the id or the folder, or fetch it again"
         ) from error

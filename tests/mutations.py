@@ -9,11 +9,11 @@ from typing import Any
 TOKENS = (
     b"", b"null", b"NaN", b"-1", b"1e999", b"0", b"[]", b"{}", b'""', b"true", b"9" * 30, b"9" * 5000,
     b"[" * 1100, b"\0", b"\xff", b'"\\u0000"', b"\n", b",", b":", b"- &a [*a]", b"1.5", b'"x"',
-    b"!!python/object/apply:os.system [true]",
+    b"!!python/object/apply:os.system [true]", b'"\\ud800"', b"\r", b'"',
 )  # fmt: skip
 VALUES = (
     None, True, -1, 0, 1, 2, 7, 10**30, 1.5, float("nan"), float("inf"), "", "x", "1", [], [0], {}, {"a": 1},
-    [[]], "\0",
+    [[]], "\0", "\ud800", "$\\frac$", [1, "a"],
 )  # fmt: skip
 
 

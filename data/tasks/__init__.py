@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from data.errors import InputError
+from data.errors import InputError, first_line
 from data.hub import read_rows
 from data.tasks import local, prompts
 from data.tasks.item import Item, Row, Task, after
@@ -99,8 +99,12 @@ def read_task(name: str, folder: Path | None = None, *, split: str = "reported",
     chosen = next(iter(form.parts)) if split == "reported" else split
     rows, where = _rows(name, form, form.parts[chosen], chosen, folder)
     kept = _first(rows, limit)
-    examples = [] if form.examples is None else _rows(name, form, form.examples, "dev", folder)[0]
-    items = _items(name, form, kept, examples, where)
+    examples: list[Row] = []
+    shown_in = ""
+    if form.examples is not None:
+        examples, shown_in = _rows(name, form, form.examples, "dev", folder)
+    preambles = _preambles(form, examples, _items(name, form, examples, shown_in))
+    items = _items(name, form, kept, where, preambles)
     variants = dict.fromkeys(f" ({row['variant']})" for row in kept if "variant" in row)
     source = f"{where}, {chosen}, {len(items):,} of {len(rows):,} items{''.join(variants)}"
     return Task(name, source, form.shots, tuple(items), tuple(kept), tuple(examples))
@@ -109,7 +113,9 @@ def read_task(name: str, folder: Path | None = None, *, split: str = "reported",
 def _rows(name: str, form: Form, part: Part, split: str, folder: Path | None) -> tuple[list[Row], str]:
     """All questions of a part, and where they are from."""
     if folder is None:
-        rows, where = [form.clean(row) for row in read_rows(form.hub, split)], f"Hub {form.hub}"
+        where = f"Hub {form.hub}"
+        found = enumerate(read_rows(form.hub, split), start=1)
+        rows = local.converted(((f"row {number:,} of {where}", row) for number, row in found), form.clean)
     else:
         rows, where = form.local(folder / part.file), str(folder / part.file)
     if len(rows) != part.count:
@@ -130,25 +136,28 @@ def _first(rows: Sequence[Row], limit: int) -> list[Row]:
     return [row for which, group in enumerate(by_subject) for row in group[: taken.count(which)]]
 
 
-def _items(name: str, form: Form, rows: Sequence[Row], examples: Sequence[Row], where: str) -> list[Item]:
-    items, preambles = [], _preambles(form, examples)
+def _items(
+    name: str, form: Form, rows: Sequence[Row], where: str, preambles: Mapping[str, str] | None = None
+) -> list[Item]:
+    """Of each row its item, after the preamble of its subject where there are such."""
+    items = []
     for number, row in enumerate(rows, start=1):
         try:
             item = form.item(row)
-            items.append(after(preambles[row["subject"]], item) if form.shots else item)
+            items.append(after(preambles[str(row["subject"])], item) if preambles else item)
         except local.NO_QUESTION as error:
             raise InputError(
-                f"item {number:,} of {where} is no question of {name} ({type(error).__name__}: {error}): "
-                "download it again"
+                f"item {number:,} of {where} is no question of {name} ({type(error).__name__}: "
+                f"{first_line(error)}): download it again"
             ) from error
     return items
 
 
-def _preambles(form: Form, examples: Sequence[Row]) -> dict[str, str]:
+def _preambles(form: Form, examples: Sequence[Row], items: Sequence[Item]) -> dict[str, str]:
     """By subject, what stands before its questions."""
     by_subject: dict[str, list[Item]] = {}
-    for row in examples:
-        by_subject.setdefault(row["subject"], []).append(form.item(row))
+    for row, item in zip(examples, items, strict=True):
+        by_subject.setdefault(str(row.get("subject")), []).append(item)
     return {
         subject: prompts.mmlu_preamble(subject, shots[: form.shots]) for subject, shots in by_subject.items()
     }

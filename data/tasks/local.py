@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data.errors import InputError
+from data.errors import InputError, first_line
 from data.files import json_lines, read_text
 from data.tasks.item import Row
 from data.tasks.prompts import hellaswag_fields
@@ -21,7 +21,7 @@ NO_QUESTION = (KeyError, ValueError, TypeError, AttributeError, IndexError)
 
 def arc(path: Path) -> list[Row]:
     """JSON lines of `question` (`stem`, `choices` of `text` and `label`) and `answerKey`."""
-    return _converted(
+    return converted(
         json_lines(path),
         lambda raw: {
             "question": raw["question"]["stem"],
@@ -42,7 +42,7 @@ def openbookqa(path: Path) -> list[Row]:
 def boolq(path: Path) -> list[Row]:
     """JSON lines of `question`, `passage` and `label`: the word true or false, or the value itself."""
     labels = {"false": 0, "true": 1}
-    return _converted(
+    return converted(
         json_lines(path),
         lambda raw: {
             "question": raw["question"],
@@ -55,7 +55,7 @@ def boolq(path: Path) -> list[Row]:
 def copa(path: Path) -> list[Row]:
     """JSON lines of `premise`, `choice1`, `choice2`, `question` (cause or effect) and `label` (0 or 1)."""
     fields = ("premise", "choice1", "choice2", "question", "label")
-    return _converted(json_lines(path), lambda raw: {field: raw[field] for field in fields})
+    return converted(json_lines(path), lambda raw: {field: raw[field] for field in fields})
 
 
 def hellaswag(path: Path) -> list[Row]:
@@ -68,7 +68,7 @@ def hellaswag(path: Path) -> list[Row]:
         fields = {"query": raw["query_lmeval_approx"], "choices": raw["endings"], "label": raw["label"]}
         return {**fields, "variant": "cleaned before, capitals restored approximately"}
 
-    return _converted(json_lines(path), convert)
+    return converted(json_lines(path), convert)
 
 
 def piqa(path: Path) -> list[Row]:
@@ -85,7 +85,7 @@ def piqa(path: Path) -> list[Row]:
         (where, {**raw, "label": label}) for (where, raw), label in zip(questions, labels, strict=True)
     )
     fields = ("goal", "sol1", "sol2")
-    return _converted(
+    return converted(
         numbered,
         lambda raw: {**{field: raw[field] for field in fields}, "label": {"0": 0, "1": 1}[raw["label"]]},
     )
@@ -94,7 +94,7 @@ def piqa(path: Path) -> list[Row]:
 def winogrande(path: Path) -> list[Row]:
     """JSON lines of `sentence` with a gap `_`, `option1`, `option2` and `answer`, 1 or 2 as text."""
     fields = ("sentence", "option1", "option2", "answer")
-    return _converted(json_lines(path), lambda raw: {field: raw[field] for field in fields})
+    return converted(json_lines(path), lambda raw: {field: raw[field] for field in fields})
 
 
 def mmlu(folder: Path) -> list[Row]:
@@ -110,7 +110,10 @@ def _mmlu_subject(path: Path) -> list[Row]:
     subject = path.stem.rpartition("_")[0]
     # As text, all of it: what reads tables takes the choices "None" and "1.0" for something else.
     table = csv.reader(io.StringIO(read_text(path), newline=""))
-    numbered = ((f"row {number:,} of {path}", raw) for number, raw in enumerate(table, start=1) if raw)
+    try:
+        numbered = [(f"row {number:,} of {path}", raw) for number, raw in enumerate(table, start=1) if raw]
+    except csv.Error as error:
+        raise InputError(f"{path} is no csv table ({error}): download it again") from error
 
     def convert(raw: list[str]) -> Row:
         question, *choices, letter = raw
@@ -123,18 +126,21 @@ def _mmlu_subject(path: Path) -> list[Row]:
             "answer": {"A": 0, "B": 1, "C": 2, "D": 3}[letter.strip()],
         }
 
-    return _converted(numbered, convert)
+    return converted(numbered, convert)
 
 
-def _converted(rows: Iterable[tuple[str, Any]], convert: Callable[[Any], Row]) -> list[Row]:
+def converted(rows: Iterable[tuple[str, Any]], convert: Callable[[Any], Row]) -> list[Row]:
+    """Rows, which come with the words that say where they are from, in the fields of the Hub's data set."""
+
     def each() -> Iterator[Row]:
         for where, raw in rows:
             try:
                 yield convert(raw)
             except NO_QUESTION as error:
                 raise InputError(
-                    f"{where} is no question of this task ({type(error).__name__}: {error}): "
-                    "download the file again, or give one in the format that data/tasks/local.py describes"
+                    f"{where} is no question of this task ({type(error).__name__}: "
+                    f"{first_line(error)}): download the file again, or give one in the format that "
+                    "data/tasks/local.py describes"
                 ) from error
 
     return list(each())

@@ -10,6 +10,7 @@ from experiments.published.outcome import Outcome
 from nas.architecture import Architecture
 from nas.families import plain
 from nas.parent import load_checkpoint
+from nas.report import read_report
 
 
 def prune(case: Case, keep: float, settings: Common) -> Outcome:
@@ -24,7 +25,7 @@ def prune(case: Case, keep: float, settings: Common) -> Outcome:
             batch_size=settings.batch_size, seed=settings.seed, out=out, cache=settings.cache,
         )
     )  # fmt: skip
-    report = json.loads((out / compress.REPORT).read_text())
+    report = read_report(out / compress.REPORT)
     model = load_checkpoint(out / "checkpoint", trust=True, dtype=case.parent.dtype)
     return Outcome(
         plain(model).to(case.parent.device),

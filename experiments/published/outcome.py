@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from time import perf_counter
+from types import NoneType
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from data.errors import InputError
+from data.errors import InputError, short
 from data.json_text import from_json
 from experiments.published.card import card
 from experiments.published.case import Case, Common, open_case
@@ -27,6 +28,8 @@ from nas.recovery import Recipe
 from nas.recovery.teacher import LiveTeacher
 from nas.recovery.training import recover
 from nas.report import write_json
+from nas.report.record import at, number
+from nas.report.words import is_number
 from nas.shape import Shape
 
 RESULT, STATE = "result.json", "recovery.safetensors"
@@ -49,6 +52,14 @@ class Outcome:
     basis: tuple[PreTrainedConfig, Shape] | None = None
 
 
+KINDS: dict[str, tuple[type, ...]] = {
+    "system": (str,), "checkpoint": (str,), "asked": (dict,), "asked.parent": (str,), "architecture": (dict,),
+    "costs": (dict,), "details": (dict,), "method": (list,), "recovery": (dict, NoneType),
+    "measured": (dict, NoneType),
+}  # fmt: skip
+NUMBERS = ("keep", "kept", "parameters_kept", "seconds")
+"""What every record of a result holds, measured or not yet."""
+
 System = Callable[[Case, float, S], Outcome]
 """Prunes the case's parent to a fraction of its blocks' parameters."""
 
@@ -62,7 +73,7 @@ def produce(case: Case, name: str, keep: float, system: System[S], settings: S) 
     """
     folder = case.settings.out.absolute() / f"{name}-{keep:g}"
     asked = _asked(case, settings, keep)
-    made = _read(folder, asked)
+    made = produced(folder, asked)
     say(f"{name} at {keep:g}" + ": there already" * (made is not None))
     if made is None:
         made = _make(case, name, keep, system, settings, folder) | {"asked": asked}
@@ -71,7 +82,7 @@ def produce(case: Case, name: str, keep: float, system: System[S], settings: S) 
     if settings.recovery is not None:
         folder = folder.with_name(f"{folder.name}-{settings.recovery}{settings.recovery_steps}")
         asked = asked | {"recovery": settings.recovery, "recovery_steps": settings.recovery_steps}
-        trained = _read(folder, asked)
+        trained = produced(folder, asked)
         if trained is None:
             trained = _trained(case, made, settings.recovery, folder) | {"asked": asked}
             _write(trained, folder)
@@ -83,10 +94,38 @@ def read_results(out: Path) -> list[dict[str, Any]]:
     """All finished records under a folder, with the places of their checkpoints."""
     found = []
     for path in sorted(out.absolute().glob(f"*/{RESULT}")):
-        result = from_json(path.read_text())
-        if result.get("measured"):
+        try:
+            result = checked(from_json(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            say(f"{path} is left out: it is no whole result ({error})")
+            continue
+        if result["measured"]:
             found.append({**result, "checkpoint": str(path.parent / result["checkpoint"])})
     return found
+
+
+def checked(result: Any) -> dict[str, Any]:
+    """The record of a result; ValueError, which names a part, where what a table, a picture or a card takes
+    of it is missing or of another kind."""
+    measured = bool(at(result, "measured"))
+    wrong = [path for path, kinds in KINDS.items() if not isinstance(at(result, path, ...), kinds)]
+    wrong += [path for path in NUMBERS if number(result, path) is None]
+    if measured and number(result, "over_parent") is None:
+        wrong.append("over_parent")
+    for who in ("", "parent.") if measured else ():
+        texts, tasks = at(result, f"{who}perplexities"), at(result, f"{who}tasks")
+        wrong += [f"{who}perplexities"] * (
+            not isinstance(texts, dict) or not all(map(is_number, texts.values()))
+        )
+        wrong += [f"{who}tasks"] * (
+            not isinstance(tasks, dict) or any(number(each, "acc") is None for each in tasks.values())
+        )
+    place = Path(str(at(result, "checkpoint")))
+    if place.is_absolute() or ".." in place.parts:
+        wrong.append("checkpoint")  # whose code is run: it is this run's own, or none
+    if wrong:
+        raise ValueError(f"{wrong[0]} is {str(at(result, wrong[0]))[:60]!r}")
+    return dict(result)
 
 
 def run_system(name: str, system: System[S], settings: S) -> None:
@@ -201,18 +240,19 @@ def _asked(case: Case, settings: Common, keep: float) -> dict[str, Any]:
     return read
 
 
-def _read(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+def produced(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
     """The record in a folder, if its checkpoint is there too; `InputError` if other settings made it."""
     try:
-        result: dict[str, Any] = from_json((folder / RESULT).read_text())
-        theirs = result["asked"]
-        result["checkpoint"] = str(folder / result["checkpoint"])
-    except (OSError, ValueError, KeyError, TypeError):
+        result = checked(from_json((folder / RESULT).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
         return None
+    theirs = result["asked"]
+    result["checkpoint"] = str(folder / result["checkpoint"])
     if theirs != asked:
-        name = sorted(name for name in asked if theirs.get(name) != asked[name])[0]
+        name = min(name for name in theirs.keys() | asked if theirs.get(name) != asked.get(name))
         raise InputError(
-            f"{folder} was made with {name} {theirs.get(name)!r}, not {asked[name]!r}; give another --out"
+            f"{folder} was made with {name[:40]} {short(theirs.get(name))}, not {asked.get(name)!r}; give "
+            "another --out"
         )
     return result if any(Path(result["checkpoint"]).glob("*.safetensors")) else None
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nas.report.record import number
+
 
 def table(results: Sequence[Mapping[str, Any]]) -> str:
     """A line for each result, the parent's first; a column for each text and task that was measured."""
@@ -41,4 +43,7 @@ def shown(value: float | None, wide: int, digits: int) -> str:
 
 def accuracy(scores: Mapping[str, Any] | None) -> str:
     """A task's accuracy and its standard error, in a column."""
-    return f"{'–':>15}" if scores is None else f"{scores['acc']:.3f} ±{scores['acc_stderr']:.3f}".rjust(15)
+    if scores is None:
+        return f"{'–':>15}"
+    error = number(scores, "acc_stderr")  # None for a single question
+    return f"{scores['acc']:.3f}{'' if error is None else f' ±{error:.3f}'}".rjust(15)

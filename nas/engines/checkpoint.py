@@ -6,6 +6,7 @@ plain or with code of their own, and parents. The tensors say how wide a block i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -77,8 +78,15 @@ class Checkpoint:
             raise InputError(f"{self.folder} names the tensor {lost[0]} and does not hold it; save it again")
         return shapes
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of one tensor; `InputError` where there is none of the name."""
+        if name not in self.shapes:
+            raise InputError(f"{self.folder} has no tensor {name}; fetch it again")
+        return self.shapes[name]
+
     def tensor(self, name: str) -> Tensor:
-        """One tensor, in the dtype it is stored in."""
+        """One tensor, in the dtype it is stored in; `InputError` where there is none of the name."""
+        self.shape(name)
         with safe_open(self.places[name], framework="pt") as file:
             return file.get_tensor(name)
 
@@ -133,6 +141,14 @@ def number_of(config: Mapping[str, Any], name: str) -> int:
     if type(value) is not int or value < 1:
         raise InputError(f"the checkpoint's config.json says {name} is {value!r}; fetch it again")
     return value
+
+
+def factor_of(config: Mapping[str, Any], name: str) -> float:
+    """A setting that scales something; `InputError` where it is no number above 0."""
+    value = config.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise InputError(f"the checkpoint's config.json says {name} is {value!r}; fetch it again")
+    return float(value)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from data.errors import InputError
-from nas.engines.checkpoint import Checkpoint, Widths, read_json
+from nas.engines.checkpoint import Checkpoint, Widths, factor_of, number_of, read_json
 from nas.engines.engine import Choices, Engine, every_multiple
 from nas.engines.gguf_layout import BLOCK, Entry, Layout, check_model, check_uneven, entries, plan
 from nas.engines.gguf_rope import rope_of
@@ -49,6 +49,12 @@ def write(checkpoint: Checkpoint, out: Path, choices: Choices) -> list[str]:
         raise InputError(
             "the package gguf is not installed; run python -m pip install -e '.[export]'"
         ) from error
+    words, rows = (
+        number_of(checkpoint.config, "vocab_size"),
+        checkpoint.shape("model.embed_tokens.weight")[0],
+    )
+    if words != rows:
+        raise InputError(f"{checkpoint.folder} has embeddings of {rows} tokens, and config.json says {words}")
     dtype = "f16" if choices.dtype == "auto" else choices.dtype
     layout = plan(checkpoint, padded=dtype == "q8_0")
     vocabulary = read_vocabulary(checkpoint.folder, checkpoint.config) if choices.tokenizer else None
@@ -89,6 +95,11 @@ def _kind(entry: Entry, dtype: str) -> str:
 
 def _checked(entry: Entry, kind: str) -> np.ndarray:
     array = entry.make()
+    if array.shape != entry.shape:
+        raise InputError(
+            f"the tensor {entry.name} is {array.shape}, and config.json makes it {entry.shape}: the "
+            "checkpoint is broken"
+        )
     largest = float(np.abs(array).max(initial=0))
     if not np.isfinite(largest):
         raise InputError(f"the tensor {entry.name} holds NaN or infinity: the checkpoint is broken")
@@ -104,9 +115,9 @@ def _describe(writer: Any, checkpoint: Checkpoint, layout: Layout, dtype: str) -
     writer.add_name(checkpoint.folder.resolve().name)
     writer.add_file_type(DTYPES[dtype])
     writer.add_quantization_version(2)
-    writer.add_vocab_size(int(config["vocab_size"]))
-    writer.add_context_length(int(config["max_position_embeddings"]))
-    writer.add_embedding_length(int(config["hidden_size"]))
+    writer.add_vocab_size(number_of(config, "vocab_size"))
+    writer.add_context_length(number_of(config, "max_position_embeddings"))
+    writer.add_embedding_length(number_of(config, "hidden_size"))
     writer.add_block_count(len(blocks))
     heads, kv_heads, ffn = (
         getattr(blocks[0], name) if layout.is_uniform else [getattr(block, name) for block in blocks]
@@ -118,7 +129,7 @@ def _describe(writer: Any, checkpoint: Checkpoint, layout: Layout, dtype: str) -
     writer.add_key_length(checkpoint.head_dim)
     writer.add_value_length(checkpoint.head_dim)
     writer.add_rope_dimension_count(checkpoint.head_dim)
-    writer.add_layer_norm_rms_eps(float(config["rms_norm_eps"]))
+    writer.add_layer_norm_rms_eps(factor_of(config, "rms_norm_eps"))
     rope = rope_of(config, checkpoint.head_dim)
     writer.add_rope_freq_base(rope.base)
     if rope.linear is not None:
@@ -184,7 +195,7 @@ def _notes(
 
 
 def _weights(checkpoint: Checkpoint, block: Widths) -> int:
-    hidden = int(checkpoint.config["hidden_size"])
+    hidden = number_of(checkpoint.config, "hidden_size")
     return hidden * (2 * (block.heads + block.kv_heads) * checkpoint.head_dim + 3 * block.ffn)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from data.errors import InputError
-from nas.engines.checkpoint import Checkpoint, Widths, head_dim_of
+from nas.engines.checkpoint import Checkpoint, Widths, head_dim_of, number_of
 from nas.engines.gguf_rope import Array, interleaved, rope_of
 from nas.families.table import family_name
 
@@ -68,7 +68,7 @@ def check_model(config: Mapping[str, Any]) -> None:
             f"models of the family {family!r} cannot be exported to gguf; {', '.join(SUPPORTED)} can, and "
             "any to hf"
         )
-    window, longest = config.get("sliding_window"), int(config["max_position_embeddings"])
+    window, longest = config.get("sliding_window"), number_of(config, "max_position_embeddings")
     in_use = family == "mistral" or "sliding_attention" in (config.get("layer_types") or ())
     if config.get("use_sliding_window") or (in_use and window is not None and window < longest):
         raise InputError(
@@ -134,13 +134,13 @@ def _standing_in(block: Widths, index: int, architecture: str) -> Widths:
 
 def entries(checkpoint: Checkpoint, layout: Layout) -> Iterator[Entry]:
     """All tensors of a checkpoint as the layout has them."""
-    hidden, dim = int(checkpoint.config["hidden_size"]), checkpoint.head_dim
+    hidden, dim = number_of(checkpoint.config, "hidden_size"), checkpoint.head_dim
 
     def array(name: str) -> Array:
         return np.asarray(checkpoint.tensor(name).float().numpy(), dtype=np.float32)
 
     def as_is(name: str, source: str) -> Entry:
-        return Entry(name, checkpoint.shapes[source], lambda: array(source))
+        return Entry(name, checkpoint.shape(source), lambda: array(source))
 
     yield as_is("token_embd.weight", "model.embed_tokens.weight")
     yield as_is("output_norm.weight", "model.norm.weight")
@@ -253,6 +253,8 @@ class _Block:
             whole = np.zeros(shape, dtype=np.float32)
             if there:
                 stored = self.array(full)
+                if not all(size <= room for size, room in zip(stored.shape, shape, strict=True)):
+                    return stored  # which is refused for its shape
                 whole[tuple(slice(size) for size in stored.shape)] = stored
             return whole
 

@@ -15,7 +15,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from data.errors import InputError
-from nas.engines.checkpoint import read_json
+from nas.engines.checkpoint import number_of, read_json
+from nas.parent import saying_what_failed
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """GGUF's types of tokens."""
@@ -60,21 +61,30 @@ class Vocabulary:
 def read_vocabulary(folder: Path, config: Mapping[str, Any]) -> Vocabulary:
     """The vocabulary of a checkpoint, as long as its embedding: ids that no token has are marked unused.
 
-    Raises `InputError` where llama.cpp has no tokenizer of the kind.
+    Raises `InputError` where llama.cpp has no tokenizer of the kind, and where the files are damaged.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise InputError(
             f"{folder} has no tokenizer.json; save the tokenizer in its fast form, or give --no-tokenizer"
         )
-    stored = read_json(path)
-    size = int(config["vocab_size"])
+    with saying_what_failed(f"the tokenizer {path}"):
+        return _vocabulary(path, config)
+
+
+def _vocabulary(path: Path, config: Mapping[str, Any]) -> Vocabulary:
+    folder, stored = path.parent, read_json(path)
+    size = number_of(config, "vocab_size")
     model, added = stored["model"], stored.get("added_tokens") or []
     if model.get("type") not in (None, "BPE") or "merges" not in model:
         raise InputError(
             f"llama.cpp is given byte-pair tokenizers here, and {path} is a {model.get('type')}; "
             "give --no-tokenizer and feed it token ids"
         )
+    for name in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(name):  # with a prefix longer than a token the library would end the process
+            raise InputError(f"{path} has a {name}, which llama.cpp has not; give --no-tokenizer")
+    tokenizer = Tokenizer.from_file(str(path))  # which looks at every value's kind
     by_id = {index: token for token, index in model["vocab"].items()}
     types = dict.fromkeys(by_id, NORMAL)
     for each in added:
@@ -84,7 +94,7 @@ def read_vocabulary(folder: Path, config: Mapping[str, Any]) -> Vocabulary:
         raise InputError(f"the tokenizer of {folder} has the id {max(by_id)}, its model {size} in all")
     tokens = [by_id.get(index, f"[unused{index}]") for index in range(size)]
     settings, ids = _roles(folder, config, {token: index for index, token in by_id.items()})
-    begins, ends = _surrounds(path, ids)
+    begins, ends = _surrounds(tokenizer, ids)
     common: dict[str, Any] = {
         "tokens": tokens, "ids": ids, "begins": begins, "ends": ends,
         "chat_template": _chat_template(folder, settings),
@@ -183,6 +193,7 @@ def _roles(
         if (folder / name).is_file():
             settings |= read_json(folder / name)
     ids: dict[str, int] = {}
+    size = number_of(config, "vocab_size")
     for ours, word in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
         token = settings.get(f"{ours}_token")
         token = token.get("content") if isinstance(token, dict) else token
@@ -190,14 +201,14 @@ def _roles(
         if index is None and word in ("bos", "eos"):
             index = config.get(f"{ours}_token_id")
             index = index[0] if isinstance(index, list) else index
-        if index is not None:
-            ids[word] = int(index)
+        if type(index) is int and 0 <= index < size:
+            ids[word] = index
     return settings, ids
 
 
-def _surrounds(path: Path, ids: Mapping[str, int]) -> tuple[bool, bool]:
+def _surrounds(tokenizer: Tokenizer, ids: Mapping[str, int]) -> tuple[bool, bool]:
     """Whether the tokenizer puts the first and the last token around a text: found by letting it."""
-    found = Tokenizer.from_file(str(path)).encode("a").ids
+    found = tokenizer.encode("a").ids
     return (
         bool(found) and "bos" in ids and found[0] == ids["bos"],
         len(found) > 1 and "eos" in ids and found[-1] == ids["eos"],

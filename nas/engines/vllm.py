@@ -22,7 +22,7 @@ from typing import Any
 
 from data.errors import InputError
 from nas.engines import backbone, configuration_decilm
-from nas.engines.checkpoint import Checkpoint, read_json
+from nas.engines.checkpoint import Checkpoint, number_of, read_json
 from nas.engines.engine import Choices, Engine
 from nas.engines.hf import DTYPES, copy_others, save_weights, tell, write_config
 from nas.export import CODE
@@ -123,7 +123,7 @@ def _not_decilm(checkpoint: Checkpoint) -> str | None:
         return f"DeciLM is LLaMA, and {checkpoint.family!r} is not"
     if config.get("hidden_act", "silu") != "silu":
         return f"DeciLM's activation is silu, and this one's {config['hidden_act']!r}"
-    window, longest = config.get("sliding_window"), int(config["max_position_embeddings"])
+    window, longest = config.get("sliding_window"), number_of(config, "max_position_embeddings")
     in_use = checkpoint.family == "mistral" or config.get("use_sliding_window")
     if in_use and window is not None and window < longest:
         return f"attention sees a window of {window} of {longest} positions, and DeciLM's has none"

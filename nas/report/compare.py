@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import quantiles
 from typing import Any, Literal
 
-from nas.report.record import Report, at, number
+from nas.report.record import Report, at, named, number
 from nas.report.words import SPACE, baseline_name, listing, percent, times
 
 LEVEL = 0.001
@@ -70,6 +70,13 @@ class Verdict:
     text: str
 
 
+def _times(report: Any, path: str) -> list[float]:
+    """The times of two turns or more at a dotted path; none where anything there is no time."""
+    listed = at(report, path)
+    found = [number({"ms": each}, "ms") or 0.0 for each in listed] if isinstance(listed, list) else []
+    return found if len(found) > 1 and min(found) > 0 else []
+
+
 def deciding_split(report: Report) -> str:
     """The split that models are compared on: test, or validation where test text was not scored."""
     scored = all(number(report, f"{who}.test.nll") is not None for who in ("parent_scores", "subnet.scores"))
@@ -79,7 +86,7 @@ def deciding_split(report: Report) -> str:
 def rows(report: Report) -> list[Row]:
     """Parent, subnet, then the baselines in the report's order; those not in the report are left out."""
     found = []
-    if at(report, "parent_scores"):
+    if named(report, "parent_scores"):
         parent = {
             "block_parameters_kept": 1.0, "parameters_kept": 1.0, "scores": report["parent_scores"],
             "costs": at(report, "budget.parent_costs"),
@@ -87,10 +94,11 @@ def rows(report: Report) -> list[Row]:
         found.append(
             _row(report, "parent", "parent", {**parent, "latency": at(report, "parent_scores.latency")})
         )
-    if at(report, "subnet"):
-        tried = {"evaluations": len(at(report, "pairs") or [])} if at(report, "pairs") else {}
+    if named(report, "subnet"):
+        pairs = at(report, "pairs")
+        tried = {"evaluations": len(pairs)} if pairs and isinstance(pairs, list) else {}
         found.append(_row(report, "subnet", "subnet", {**tried, **report["subnet"]}))
-    baselines = at(report, "baselines") or {}
+    baselines = named(report, "baselines")
     return found + [_row(report, key, baseline_name(key), value) for key, value in baselines.items() if value]
 
 
@@ -99,8 +107,8 @@ def _row(report: Report, key: str, name: str, model: Any) -> Row:
         whole, own = number(report, f"parent_scores.latency.{median}"), number(model, f"latency.{median}")
         if not whole or not own:
             return None
-        theirs, ours = at(report, f"parent_scores.latency.{turns}"), at(model, f"latency.{turns}")
-        if key == "parent" or not theirs or not ours:
+        theirs, ours = _times(report, f"parent_scores.latency.{turns}"), _times(model, f"latency.{turns}")
+        if key == "parent" or not theirs or len(theirs) != len(ours):
             return Speed(whole / own, None, None)
         ratios = [a / b for a, b in zip(theirs, ours, strict=True)]
         low, middle, high = quantiles(ratios, n=4, method="inclusive")
@@ -157,7 +165,7 @@ def verdict(report: Report) -> Verdict | None:
         return None
     own = subnet - parent
     better, level, worse = [], [], []
-    for key, baseline in (at(report, "baselines") or {}).items():
+    for key, baseline in named(report, "baselines").items():
         nll = number(baseline, f"scores.{split}.nll")
         if nll is None:
             continue

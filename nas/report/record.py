@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from data.errors import InputError, first_line
+from data.json_text import from_json
+
 Report = Mapping[str, Any]
 
+LARGEST = sys.float_info.max
 METRICS = ("kendall_tau", "kendall_tau_in_band", "precision_at_k", "regret")
 REQUIRED = (
     "parent", "setting", "budget",
@@ -22,6 +27,8 @@ REQUIRED = (
     "stages", "pairs", "failures", "versions", "seed",
 )  # fmt: skip
 """Dotted paths that every finished report has."""
+MOST_BLOCKS = 10_000
+"""That a page could show; no model has as many."""
 
 
 def check_report(report: Report) -> None:
@@ -30,6 +37,18 @@ def check_report(report: Report) -> None:
     missing = [path for path in REQUIRED if at(report, path, absent) is absent]
     if missing:
         raise ValueError(f"the report lacks {', '.join(missing)}")
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """A finished report; `InputError` where the file is none, or only a part of one."""
+    try:
+        report = from_json(path.read_text(encoding="utf-8"))
+        check_report(report)
+        if (number(report, "parent.blocks") or 0) > MOST_BLOCKS:
+            raise ValueError(f"its parent has {report['parent']['blocks']} blocks")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is no whole report ({first_line(error)}); run its job again") from error
+    return dict(report)
 
 
 def at(report: Any, path: str, default: Any = None) -> Any:
@@ -41,10 +60,16 @@ def at(report: Any, path: str, default: Any = None) -> Any:
     return report
 
 
+def named(report: Any, path: str) -> Mapping[str, Any]:
+    """The mapping at a dotted path, empty where there is none."""
+    value = at(report, path)
+    return value if isinstance(value, Mapping) else {}
+
+
 def number(report: Any, path: str) -> float | None:
     """The finite number at a dotted path, or None."""
     value = at(report, path)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= LARGEST:
         return None
     return float(value)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from datetime import datetime
 from typing import Any
 
 from nas.architecture import Architecture
 
+LARGEST = sys.float_info.max
 MISSING = "–"
 SPACE = "\u202f"
 """Narrow and unbreakable, between a number and its unit."""
@@ -23,7 +24,7 @@ BASELINES = {"uniform": "uniform", "random_search": "random search", "drop_layer
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def percent(value: Any, digits: int = 1) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data.tasks import TASKS
+from data.tasks import TASKS, Form
 
 SUBJECTS = ("high_school_physics", "virology")
 
@@ -108,11 +108,19 @@ def write_lines(path: Path, rows: list[dict[str, object]]) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def expect_tiny(patch: pytest.MonkeyPatch) -> None:
-    """The counts that loaders check are those of the files above."""
+def tiny_forms() -> dict[str, Form]:
+    """The tasks with the counts of the files above."""
     counts = {name: len(rows) for name, rows in LINES.items()}
     counts |= {f"mmlu/{split}": len(SUBJECTS) * len(table) for split, table in TABLES.items()}
-    for name, form in list(TASKS.items()):
+    forms = {}
+    for name, form in TASKS.items():
         parts = {split: replace(part, count=counts[part.file]) for split, part in form.parts.items()}
         examples = form.examples and replace(form.examples, count=counts[form.examples.file])
-        patch.setitem(TASKS, name, replace(form, parts=parts, examples=examples))
+        forms[name] = replace(form, parts=parts, examples=examples)
+    return forms
+
+
+def expect_tiny(patch: pytest.MonkeyPatch) -> None:
+    """The counts that loaders check are those of the files above."""
+    for name, form in tiny_forms().items():
+        patch.setitem(TASKS, name, form)

@@ -11,9 +11,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.docs.warm_python import write_stub
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDES = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
@@ -39,7 +44,21 @@ def copy_of_the_repository(folder: Path) -> Path:
     return folder
 
 
-def follow(guide: str, folder: Path) -> None:
+@pytest.fixture(scope="session")
+def python() -> Iterator[str]:
+    """A Python that need not import the large libraries again."""
+    script = ROOT / "tests" / "docs" / "warm_python.py"
+    with tempfile.TemporaryDirectory() as folder:  # of a short name: a socket's has at most a hundred letters
+        place, stub = Path(folder) / "socket", Path(folder) / "python"
+        write_stub(stub, str(place))
+        with subprocess.Popen([sys.executable, str(script), str(place)]) as server:
+            while not place.exists() and server.poll() is None:
+                time.sleep(0.05)
+            yield str(stub)
+            server.kill()
+
+
+def follow(guide: str, folder: Path, python: str = sys.executable) -> None:
     """Write, apply and run everything, in this folder."""
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     # A guide is read by people: no marks of the run around it, no options of the tests around it.
@@ -65,7 +84,7 @@ def follow(guide: str, folder: Path) -> None:
             run(["git", "init", "--quiet"])
             run(["git", "apply", "-"], input=text)
         elif kind == "sh":
-            said = run(["bash", "-euo", "pipefail", "-c", text.replace(".venv/bin/python", sys.executable)])
+            said = run(["bash", "-euo", "pipefail", "-c", text.replace(".venv/bin/python", python)])
         elif kind == "output":
             assert [line for line in text.splitlines() if line not in said] == [], said
 
@@ -106,8 +125,8 @@ def test_what_a_guide_links_to_is_there(guide: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("guide", GUIDES)
-def test_a_guide_can_be_followed(guide: str, tmp_path: Path) -> None:
-    follow(guide, copy_of_the_repository(tmp_path))
+def test_a_guide_can_be_followed(guide: str, tmp_path: Path, python: str) -> None:
+    follow(guide, copy_of_the_repository(tmp_path), python)
 
 
 def test_a_guide_that_is_wrong_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

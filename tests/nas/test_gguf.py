@@ -234,7 +234,8 @@ def test_tokenizers_that_llama_cpp_has_not_are_refused(tmp_path: Path) -> None:
     stored = json.loads((folder / "tokenizer.json").read_text())
     odd = json.loads(small_tokenizer("gpt-2").backend_tokenizer.to_str())
     odd["pre_tokenizer"] = {"type": "Whitespace"}
-    large = {**odd, "added_tokens": [{"id": 640, "content": "one too many", "special": True}]}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    large = {**odd, "added_tokens": [{"id": 640, "content": "one too many", "special": True, **flags}]}
     for content, sentence in (
         (odd, r"in a way \(Whitespace\) that has no name in llama\.cpp"),
         (large, "has the id 640, its model 640 in all"),

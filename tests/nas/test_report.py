@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -141,6 +142,24 @@ def test_subnets_that_could_not_be_measured_are_counted_with_their_reasons(
     said = f"{count} subnet{'s' * (count > 1)} could not be measured"
     assert (said in page) == (said in table) == (count > 0) == (poison.digest in page)
     assert [reason in page for reason in known.values()] == [count > 0, count > 1]
+
+
+def hostile(value: Any) -> Any:
+    """The same with every text in it, wherever it is, one that would break out of where it is shown."""
+    if isinstance(value, dict):
+        return {key: hostile(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [hostile(item) for item in value]
+    return NASTY if isinstance(value, str) else value
+
+
+def test_no_text_of_a_report_is_markup(tmp_path: Path) -> None:
+    """Nor can one close an attribute: none is there that the page of a tame report has not."""
+    report = synthetic_report(3, 20)
+    tame, page = (Page(html_of(each, tmp_path)) for each in (report, hostile(report)))
+    known = {(tag, name) for tag, attributes in tame.tags for name in attributes}
+    assert {(tag, name) for tag, attributes in page.tags for name in attributes} <= known
+    assert page.text.count(NASTY) >= 30
 
 
 def test_drawing_leaves_matplotlib_as_it_was(tmp_path: Path) -> None:
