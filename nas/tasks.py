@@ -121,7 +121,7 @@ def log_likelihoods(
     for at in range(0, len(rows), batch_size):
         batch = [[requests[index] for index in row] for row in rows[at : at + batch_size]]
         indices = [index for row in rows[at : at + batch_size] for index in row]
-        found[indices] = _batch_sums(model, batch)
+        found[indices] = batch_sums(model, batch)
         progress(len(indices))
     return found
 
@@ -187,7 +187,7 @@ def _rows(inputs: Sequence[NDArray[np.int32]]) -> list[list[int]]:
     return sorted(rows, key=lambda row: len(keys[row[0]]), reverse=True)
 
 
-def _batch_sums(model: PreTrainedModel, rows: Sequence[Sequence[Request]]) -> NDArray[np.float64]:
+def batch_sums(model: PreTrainedModel, rows: Sequence[Sequence[Request]]) -> NDArray[np.float64]:
     """Log-likelihoods of the requests of all rows, one after another; the first of a row is its input."""
     inputs = np.zeros((len(rows), max(len(row[0].tokens) for row in rows) - 1), dtype=np.int64)
     for place, row in enumerate(rows):
