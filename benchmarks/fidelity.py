@@ -161,36 +161,45 @@ def both(truth: NDArray[np.float64], guess: NDArray[np.float64]) -> tuple[float,
 
 
 def searches(settings: Settings, ready: Ready, budget: Budget, measured: Measured) -> None:
-    """Every way with every seed; damage on held-out windows, over full evaluation's."""
+    """Every way with every seed: what the best pair loses on its own windows and on held-out ones, and what
+    the pair of the least divergence loses there."""
     whole, held_out = range(len(TRIED)), [len(TRIED)]
-    found: dict[str, list[tuple[float, float, float]]] = {}
+    found: dict[str, list[tuple[float, float, float, float]]] = {}
     for seed in range(settings.seeds):
         spent = 1.0
         for name in (FULL, BY_KL, BY_LOSS, FEWER):
             pairs = settings.pairs if name != FEWER else max(12, round(spent * settings.pairs))
             explored = one_search(settings, ready, budget, measured, name, pairs, seed)
-            best = max(explored.pairs, key=lambda pair: pair.score)
             tokens = len(explored.pairs) * measured.parent(whole).tokens
             tokens += sum(each.tokens for each in explored.estimates)
             share = tokens / (settings.pairs * measured.parent(whole).tokens)
             if name == BY_KL:
                 spent = share
+            tried = [pair.architecture for pair in explored.pairs]
+            best, nearest = (
+                min(tried, key=how)
+                for how in (
+                    lambda each: measured(each, whole).nll,
+                    lambda each: measured(each, whole).kl or 0.0,
+                )
+            )
             damage = [
-                measured(best.architecture, on).nll - measured.parent(on).nll for on in (whole, held_out)
+                measured(each, on).nll - measured.parent(on).nll
+                for each, on in ((best, whole), (best, held_out), (nearest, held_out))
             ]
-            found.setdefault(name, []).append((share, *damage))
+            found.setdefault(name, []).append((share, damage[0], damage[1], damage[2]))
         line = ", ".join(f"{name} {each[-1][2]:.4f}" for name, each in found.items())
         print(f"seed {seed}, held-out damage in nats: {line}", flush=True)
-    lines = [["search", "tokens", "damage, own windows", "held-out", "over full", "better", "worse"]]
-    base = found[FULL]
+    head = ["search", "tokens", "damage, own windows", "held-out", "over full", "better", "worse", "least kl"]
+    lines, base = [head], [each[2] for each in found[FULL]]
     for name, each in found.items():
-        tokens, own, judged = (mean(column) for column in zip(*each, strict=True))
-        gains = [one[2] - other[2] for one, other in zip(each, base, strict=True)]
+        tokens, own, judged, nearest_judged = (mean(column) for column in zip(*each, strict=True))
+        gains = [one[2] - other for one, other in zip(each, base, strict=True)]
         lines.append(
             [
-                name, f"{tokens:.3f}", f"{own:.4f}", f"{judged:.4f}",
-                f"{judged / mean(one[2] for one in base):.3f}",
+                name, f"{tokens:.3f}", f"{own:.4f}", f"{judged:.4f}", f"{judged / mean(base):.3f}",
                 str(sum(gain < 0 for gain in gains)), str(sum(gain > 0 for gain in gains)),
+                f"{nearest_judged:.4f}",
             ]
         )  # fmt: skip
     show(f"{settings.seeds} searches of {settings.pairs} architectures of {settings.parent}", lines)
