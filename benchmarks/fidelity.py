@@ -4,12 +4,12 @@ First, early scores: structured and random architectures, then mutations of the 
 all windows. For each share of the windows, by the loss and by the divergence from the parent: Kendall's tau
 with the full score over all, and among the true best quarter; and with the loss on held-out windows, as far
 as full evaluation itself agrees with it. Second, whole searches, the main job's without finalists, seed by
-seed: all pairs on all windows, the same number of architectures by halving with either early score, and as
-many pairs on all windows as the tokens of halving pay for. What they found is judged on held-out validation
-windows.
+seed: all pairs on all windows, as many architectures by halving with either early score, a fifth more of
+them, and as many pairs on all windows as the tokens of halving pay for. What they found is judged on held-out
+validation windows.
 
     python -m benchmarks.fidelity
-    python -m benchmarks.fidelity --parent ../shared/models/wiki-llama-8m --corpus FOLDER --pairs 96
+    python -m benchmarks.fidelity --parent ../shared/models/wiki-llama-8m --corpus FOLDER --pairs 60
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ from predictors.metrics import kendall_tau
 
 TRIED = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 """Shares of the windows; halving's own are among them."""
-FULL, BY_KL, BY_LOSS, FEWER = "full", "halving, kl", "halving, loss", "full, as many tokens"
+FULL, BY_KL, BY_LOSS = "full", "halving, kl", "halving, loss"
+MORE, FEWER = "halving, kl, a fifth more", "full, as many tokens"
+WAYS = (FULL, BY_KL, BY_LOSS, MORE, FEWER)
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,9 @@ class Settings(Common):
     final_windows: int = option(64, "other validation windows, which judge", group="input", least=1)
     keep: float = option(0.5, "kept fraction of the blocks' parameters", group="input")
     architectures: int = option(60, "of each kind, for the early scores; 0 for none", group="run")
+    ways: tuple[str, ...] = option(
+        WAYS, f"searches that are compared: {FULL} first, of {', '.join(map(repr, WAYS))}", group="run"
+    )
     seeds: int = option(5, "searches of each way; 0 for none", group="run")
     pairs: int = option(100, "architectures of a search", group="run")
     first_pairs: int = option(30, "of these, at its start", group="run")
@@ -161,36 +166,45 @@ def both(truth: NDArray[np.float64], guess: NDArray[np.float64]) -> tuple[float,
 
 
 def searches(settings: Settings, ready: Ready, budget: Budget, measured: Measured) -> None:
-    """Every way with every seed; damage on held-out windows, over full evaluation's."""
+    """Every way with every seed: what the best pair loses on its own windows and on held-out ones, and what
+    the pair of the least divergence loses there."""
     whole, held_out = range(len(TRIED)), [len(TRIED)]
-    found: dict[str, list[tuple[float, float, float]]] = {}
+    found: dict[str, list[tuple[float, float, float, float]]] = {}
     for seed in range(settings.seeds):
         spent = 1.0
-        for name in (FULL, BY_KL, BY_LOSS, FEWER):
-            pairs = settings.pairs if name != FEWER else max(12, round(spent * settings.pairs))
+        for name in settings.ways:
+            pairs = round({MORE: 1.2, FEWER: spent}.get(name, 1.0) * settings.pairs)
             explored = one_search(settings, ready, budget, measured, name, pairs, seed)
-            best = max(explored.pairs, key=lambda pair: pair.score)
             tokens = len(explored.pairs) * measured.parent(whole).tokens
             tokens += sum(each.tokens for each in explored.estimates)
             share = tokens / (settings.pairs * measured.parent(whole).tokens)
             if name == BY_KL:
                 spent = share
+            tried = [pair.architecture for pair in explored.pairs]
+            best, nearest = (
+                min(tried, key=how)
+                for how in (
+                    lambda each: measured(each, whole).nll,
+                    lambda each: measured(each, whole).kl or 0.0,
+                )
+            )
             damage = [
-                measured(best.architecture, on).nll - measured.parent(on).nll for on in (whole, held_out)
+                measured(each, on).nll - measured.parent(on).nll
+                for each, on in ((best, whole), (best, held_out), (nearest, held_out))
             ]
-            found.setdefault(name, []).append((share, *damage))
+            found.setdefault(name, []).append((share, damage[0], damage[1], damage[2]))
         line = ", ".join(f"{name} {each[-1][2]:.4f}" for name, each in found.items())
         print(f"seed {seed}, held-out damage in nats: {line}", flush=True)
-    lines = [["search", "tokens", "damage, own windows", "held-out", "over full", "better", "worse"]]
-    base = found[FULL]
+    head = ["search", "tokens", "damage, own windows", "held-out", "over full", "better", "worse", "least kl"]
+    lines, base = [head], [each[2] for each in found[settings.ways[0]]]
     for name, each in found.items():
-        tokens, own, judged = (mean(column) for column in zip(*each, strict=True))
-        gains = [one[2] - other[2] for one, other in zip(each, base, strict=True)]
+        tokens, own, judged, nearest_judged = (mean(column) for column in zip(*each, strict=True))
+        gains = [one[2] - other for one, other in zip(each, base, strict=True)]
         lines.append(
             [
-                name, f"{tokens:.3f}", f"{own:.4f}", f"{judged:.4f}",
-                f"{judged / mean(one[2] for one in base):.3f}",
+                name, f"{tokens:.3f}", f"{own:.4f}", f"{judged:.4f}", f"{judged / mean(base):.3f}",
                 str(sum(gain < 0 for gain in gains)), str(sum(gain > 0 for gain in gains)),
+                f"{nearest_judged:.4f}",
             ]
         )  # fmt: skip
     show(f"{settings.seeds} searches of {settings.pairs} architectures of {settings.parent}", lines)
