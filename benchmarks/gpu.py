@@ -61,8 +61,9 @@ class Settings:
     """What is measured."""
 
     shapes: tuple[str, ...] = option(
-        ("llama-7b", "llama-3.1-8b"), "parents, one after the other", group="input", choices=SIZES
-    )
+        (), "parents, one after the other; none: the two large ones on CUDA, else tiny", group="input",
+        choices=SIZES,
+    )  # fmt: skip
     windows: int = option(32, "windows in an evaluation, and to calibrate on", group="input")
     seq_len: int = option(2048, "tokens in a window", group="input")
     keep: float = option(0.5, "kept fraction of the block parameters of pairs", group="input")
@@ -105,7 +106,7 @@ def main(settings: Settings) -> None:
     measures: dict[str, Callable[[Settings, Loaded, str], None]] = {
         "pairs": building, "forms": forms, "compile": compiling, "latency": latencies
     }  # fmt: skip
-    for shape in settings.shapes:
+    for shape in settings.shapes or (("llama-7b", "llama-3.1-8b") if device.type == "cuda" else ("tiny",)):
         wanted = [part for part in settings.parts if part in measures]
         if wanted:
             loaded = load(settings, SIZES[shape], device, rate)
