@@ -73,7 +73,7 @@ class Verdict:
 def _times(report: Any, path: str) -> list[float]:
     """The times of two turns or more at a dotted path; none where anything there is no time."""
     listed = at(report, path)
-    found = [number({"ms": each}, "ms") or 0.0 for each in listed] if isinstance(listed, list) else []
+    found = [number({"ms": each}, "ms") or 0.0 for each in listed] if isinstance(listed, list | tuple) else []
     return found if len(found) > 1 and min(found) > 0 else []
 
 

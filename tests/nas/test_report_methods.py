@@ -1,5 +1,6 @@
 """Search and random search are told apart in a report, and speeds come with their spread."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -78,3 +79,11 @@ def test_the_verdict_and_the_table_tell_every_cost() -> None:
     assert "55 % of the FLOPs and 25 % of the KV cache" in verdict(report).text.replace("\u202f", " ")
     subnet = next(line for line in terminal_table(report).splitlines() if line.startswith("subnet"))
     assert subnet.split()[5:9] == ["55", "%", "25", "%"]
+
+
+def test_a_report_says_the_same_before_it_is_written_and_after() -> None:
+    report = synthetic_report(3, 12)
+    for latency in (report["parent_scores"]["latency"], report["subnet"]["latency"]):
+        latency["prefill_turns"] = (30.0, 31.0, 35.0)
+    assert rows(report) == rows(json.loads(json.dumps(report)))
+    assert rows(report)[1].prefill_faster.low is not None
