@@ -62,7 +62,10 @@ class Settings(Common):
     keep: float = option(0.5, "kept fraction of the blocks' parameters", group="input")
     architectures: int = option(60, "of each kind, for the early scores; 0 for none", group="run")
     ways: tuple[str, ...] = option(
-        WAYS, f"searches that are compared: {FULL} first, of {', '.join(map(repr, WAYS))}", group="run"
+        WAYS,
+        f"searches that are compared, {FULL} first; '{FEWER}' behind '{BY_KL}'",
+        group="run",
+        choices=WAYS,
     )
     seeds: int = option(5, "searches of each way; 0 for none", group="run")
     pairs: int = option(100, "architectures of a search", group="run")

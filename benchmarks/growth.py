@@ -148,7 +148,8 @@ def known(size: Size, count: int) -> Known:
     attention = np.full((shape.blocks, shape.kv_groups + 1, shape.queries_per_group + 1), 0.5)
     mlp = np.tile(np.linspace(1, 0, shape.ffn + 1) ** 2, (shape.blocks, 1))
     encoding = Encoding(cost, attention, mlp)
-    rows = np.unique(random_cuts(space, budget_of(cost, KEEP), 2 * count, rng), axis=0)[:count]
+    drawn = np.unique(random_cuts(space, budget_of(cost, KEEP), 2 * count, rng), axis=0)
+    rows = rng.permutation(drawn)[:count]
     features = encoding(space.widths(rows))[:, list(encoding.errors)].astype(np.float64)
     damage = features @ rng.gamma(2.0, 0.05, features.shape[1]) * np.exp(rng.normal(0, 0.03, len(rows)))
     made = [

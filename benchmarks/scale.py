@@ -39,8 +39,11 @@ MEASURED: dict[str, Mapping[str, float]] = {
 """Seconds a pair and seconds a block, by `benchmarks.gpu` on one H200, 32 windows of 2,048 tokens."""
 WINDOWS, SEQ_LEN, BYTES = 32, 2048, 2
 TOKENS = WINDOWS * SEQ_LEN
-COPIED, READ = 25e9, 4.3e12
-"""Bytes a second from the host to the device (not measured), and from the device's own memory."""
+COPIED, READ, SHARED = 25e9, 4.3e12, 10e9
+"""Bytes a second from the host to the device and from a file system that all share, neither measured, and,
+between them, from the device's own memory."""
+SQUARES = 8
+"""Matrices of the FFN's width squared, float64, at the most: 8.0 and 7.3 where it was measured."""
 LARGE = {
     "70b": Size(8192, 80, 64, 8, 28672, 128256),
     "405b": Size(16384, 126, 128, 8, 53248, 128256),
@@ -53,7 +56,8 @@ class Settings:
 
     pairs: int = option(10_000, "pairs of a search", group="run")
     nodes: int = option(100, "machines of eight GPUs", group="run")
-    finalists: int = option(3, "subnets that are repaired front to back", group="run")
+    finalists: int = option(3, "subnets of each contender that are repaired front to back", group="run")
+    contenders: int = option(4, "the search and its baselines", group="run")
     ffn_choices: int = option(32, "least number of FFN widths in the space", group="run")
     table: Path | None = option(None, "Markdown file that the tables are appended to", group="run")
 
@@ -141,44 +145,42 @@ def main(settings: Settings) -> None:
     rows = [["Llama-3.1-8B", "said, s", "measured, s", "said / measured"]]
     rows += [[k, f"{said[k]:.2f}", f"{found[k]:.2f}", f"{said[k] / found[k]:.2f}"] for k in said]
     show("The model against another parent", rows, settings.table)
-    lines: dict[str, list[str]] = {name: [] for name in LINES}
-    for size in LARGE.values():
-        for name, value in planned(settings, rates, size).items():
-            lines[name].append(value)
+    plans = [planned(settings, rates, size) for size in LARGE.values()]
+    lines = [[name, *(f"{plan[name]:,.1f}" for plan in plans)] for name in plans[0]]
     show(
         f"{settings.pairs:,} pairs on {settings.nodes} machines of eight GPUs",
-        [["", *LARGE], *([name, *values] for name, values in lines.items())],
+        [["", *LARGE], *lines],
         settings.table,
     )
 
 
-LINES = (
-    "weights, GiB", "bank, GiB", "Gram matrices of a block with their inverse, GiB", "a pair, s",
-    "a pair's weights from the host, s", "all pairs, GPU hours", "all pairs, minutes",
-    "rank and repair, hours of one GPU", "the same by as many as there are blocks, minutes",
-    "finalists front to back, hours", "claims and pairs a second in the store",
-    "seconds until every machine has read the parent at 10 GB/s in all",
-)  # fmt: skip
-
-
-def planned(settings: Settings, rates: Rates, size: Size) -> dict[str, str]:
-    """A value for each of `LINES`."""
+def planned(settings: Settings, rates: Rates, size: Size) -> dict[str, float]:
+    """What it takes, by name."""
     work, gpus = work_of(size, settings.ffn_choices), 8 * settings.nodes
     spent = rates.seconds(work)
     copied = work.weights / 2 / COPIED
     pair = max(spent["pair"], copied)
     once = spent["calibration"] + spent["elimination"] + spent["bank"]
-    rounds = -(-size.blocks // gpus)
     # Whoever ranks a block sends the windows through all others.
-    shared = size.blocks * (work.forward / rates.forward) + rounds * once
-    all_pairs = settings.pairs * pair / gpus
-    values = (
-        work.weights / GIB, work.bank * size.blocks / GIB, 3 * work.squares / GIB, pair, copied,
-        settings.pairs * pair / 3600, all_pairs / 60, size.blocks * once / 3600, shared / 60,
-        settings.finalists * size.blocks * spent["repair"] / 3600, gpus / pair,
-        settings.nodes * work.weights / 10e9,
-    )  # fmt: skip
-    return {name: f"{value:,.1f}" for name, value in zip(LINES, values, strict=True)}
+    shared = size.blocks * (work.forward / rates.forward) + -(-size.blocks // gpus) * once
+    repairs = settings.finalists * settings.contenders * size.blocks * spent["repair"]
+    bank = work.bank * size.blocks
+    return {
+        "weights, GiB": work.weights / GIB,
+        "bank, GiB": bank / GIB,
+        "most beside the weights while a block is ranked, GiB": SQUARES * work.squares / GIB,
+        "a pair, s": pair,
+        "half of the weights from the host, s": copied,
+        "all pairs, GPU hours": settings.pairs * pair / 3600,
+        "all pairs, minutes": settings.pairs * pair / gpus / 60,
+        "rank and repair, hours of one GPU": size.blocks * once / 3600,
+        "the same, shared by all workers, minutes": shared / 60,
+        "the permuted parent to files, by one process, minutes": work.weights / rates.bank / 60,
+        "repairs front to back, hours of one GPU": repairs / 3600,
+        "claims a second in the store": gpus / pair,
+        "every machine reads the parent, minutes": settings.nodes * work.weights / SHARED / 60,
+        "every machine reads the bank, hours": settings.nodes * bank / SHARED / 3600,
+    }
 
 
 if __name__ == "__main__":

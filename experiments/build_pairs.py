@@ -69,7 +69,7 @@ class Settings(OfSubject, OfWorkers):
     reuse_prefixes: bool = option(
         True,
         "measure `replaced` subnets from the block on where each differs from the one before; keeps the "
-        "stream of all windows at every block on the device",
+        "stream of all windows, up to 4 GiB of it, on the device",
         group="pairs",
     )
     parents: int = option(12, "of the best that are mutated", group="pairs", least=1)

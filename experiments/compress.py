@@ -121,7 +121,10 @@ class Settings(OfSubject, OfWorkers, OfFidelity):
     )
     searcher: str = option("nsga2", "Optuna's sampler over predictions", group="search", choices=SEARCHERS)
     pairs: int = option(
-        200, "real evaluations of the search, all rounds together; 12 or more", group="search", least=12
+        200,
+        "subnets that the search really evaluates, all rounds together; 12 or more",
+        group="search",
+        least=12,
     )
     first_pairs: int = option(
         40, "of these, before there is a predictor; 12 or more", group="search", least=12
@@ -324,7 +327,7 @@ def main(settings: Settings) -> int:
                 "protocol": protocol_record(
                     text, settings.seq_len, dtype, stored, device, settings.recovery_steps
                 )
-                | {"search": search_words([*explored.pairs, *random_pairs], stopped, text.pairs)},
+                | {"search": search_words(explored.pairs, random_pairs, stopped, text.pairs)},
                 "versions": versions(),
                 "seed": settings.seed,
             }

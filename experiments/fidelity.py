@@ -65,11 +65,16 @@ def halving(
     return Halving(rungs, meter.shape, budget)
 
 
-def search_words(pairs: Sequence[Pair], estimates: Sequence[Estimate], windows: Tensor) -> str:
-    """How many subnets were measured on all `windows` (n, seq_len) or a part, and what that took."""
-    tokens = len(pairs) * windows[:, 1:].numel() + sum(each.tokens for each in estimates)
+def search_words(
+    pairs: Sequence[Pair], random: Sequence[Pair], estimates: Sequence[Estimate], windows: Tensor
+) -> str:
+    """How many subnets of the search and of random search were measured on all `windows` (n, seq_len) or a
+    part, and what that took."""
+    every = {pair.architecture for pair in (*pairs, *random)}
+    tokens = len(every) * windows[:, 1:].numel() + sum(each.tokens for each in estimates)
     part = f", {len(estimates)} more on a part of them alone (successive halving)" * bool(estimates)
-    return f"{len(pairs)} subnets on all of these{part}: {tokens:,} predicted tokens, random search's too"
+    whose = ", random search's too" * bool(random)
+    return f"{len(every)} subnets on all of these{part}: {tokens:,} predicted tokens{whose}"
 
 
 @dataclass

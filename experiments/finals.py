@@ -124,6 +124,6 @@ class Finals:
             "format": FORMAT, "setting": dict(self.setting.fields), "knobs": dict(self.space.knobs),
             "repair": self.repair_name, "stored": str(self.stored), "batch_size": self.batch_size,
             "tokens": {name: tokens_digest(each) for name, each in windows.items()},
-            "device": device.type, "versions": versions(),
+            "device": device_name(device), "versions": versions(),
         }  # fmt: skip
         return Remembered(self.out / FOLDER, Scores, inputs)

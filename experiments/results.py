@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import platform
@@ -63,7 +64,9 @@ def claim(out: Path, settings: Any) -> None:
     path = out / SETTINGS
     try:
         if path.is_file() and ((out / STORE).exists() or (out / REPORT).exists()):  # nothing to mix otherwise
-            theirs = from_json(path.read_text())
+            # Options that came later than a run had their defaults in it.
+            since = {each.name: each.default for each in dataclasses.fields(settings) if each.name in mine}
+            theirs = json.loads(json.dumps(since, default=str)) | from_json(path.read_text())
             if theirs == mine:
                 return
             other = {name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)}
@@ -211,7 +214,7 @@ def predictor_record(
     """
     widths, scores = table(list(pairs), encoding.cost.shape)
     features, load = encoding(widths), budget.load(widths)
-    seen = {pair.architecture for pair in pairs}
+    seen = {pair.architecture for pair in pairs} | {each.architecture for each in estimates}
     unseen = [pair for pair in random_pairs if pair.architecture not in seen]
     makers: dict[str, Callable[[], Predictor]] = {
         "chosen": lambda: DamagePredictor(make(name), reference, encoding.errors),

@@ -76,10 +76,10 @@ def explore(
     """
     shape = space.shape
     known, guessed = build(space.widths(first), "start")
-    if len(known) < 2:
+    if len(known) + len(guessed) < 2:
         raise InputError(
-            f"within the budget there is {len(known)} architecture to begin with, and a search takes 2 or "
-            "more; relax the budget"
+            f"within the budget there is {len(known) + len(guessed)} architecture to begin with, and a "
+            "search takes 2 or more; relax the budget"
         )
     log: list[Round] = []
     gone: list[tuple[int, Dropped]] = []

@@ -78,7 +78,8 @@ class Halving:
                 before if last else {},
             )  # fmt: skip
             lost |= set(tried) - pairs.keys()
-            found = {each: stored(pair, rung.parent.tokens) for each, pair in pairs.items()}
+            tokens = sum(each.parent.tokens for each in (self.rungs if last else [rung]))
+            found = {each: stored(pair, tokens) for each, pair in pairs.items()}
             reached.append(found if last else {each: joined(before.get(each), found[each]) for each in found})
             candidates = sorted(found, key=lambda each: (early(reached[-1][each]), each.digest))
         left = [each for each in given if each not in pairs and each not in lost]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ class LatencyTable:
 def write_latency(table: LatencyTable, path: Path) -> None:
     """As JSON, written beside and renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(f".{os.getpid()}.part")
+    beside = path.with_suffix(f".{uuid.uuid4().hex[:12]}.part")
     beside.write_text(json.dumps({"format": FORMAT, **_plain(table)}, indent=1))
     beside.replace(path)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -150,7 +150,7 @@ def write_pairs(table: PairTable, path: Path) -> None:
     content = pa.Table.from_pandas(table.frame(), preserve_index=False)
     content = content.replace_schema_metadata({METADATA: json.dumps(about, default=str).encode()})
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(f".{os.getpid()}.part")
+    beside = path.with_suffix(f".{uuid.uuid4().hex[:12]}.part")
     pq.write_table(content, beside, compression="zstd", compression_level=19)
     beside.replace(path)
 

@@ -249,7 +249,11 @@ class Pairs:
         self._last = architecture
         held = (self._worker.token, trial_id)
         HELD.add(held)
-        self.refresh()
+        try:
+            self.refresh()
+        except BaseException:  # nobody measures it
+            HELD.discard(held)
+            raise
         mine = self._numbers[trial_id]
         before = [theirs for at, (theirs, _) in self._running.items() if at < mine]
         end = partial(self._end, trial_id)
@@ -263,7 +267,8 @@ class Pairs:
         return claim
 
     def _beat(self, trial_id: int, count: int) -> None:
-        self._storage.set_trial_system_attr(trial_id, COUNT, count)
+        # Soon let go: a beat that waits for the store would keep the claim's end waiting.
+        patiently(lambda: self._storage.set_trial_system_attr(trial_id, COUNT, count), HASTE)
 
     def _end(
         self,

@@ -19,12 +19,13 @@ from transformers import PreTrainedModel
 from nas.architecture import Architecture, Block
 from nas.blockwise import behind_blocks, entry
 from nas.building import SubnetMeter
-from nas.evaluate import Scores
+from nas.evaluate import Scores, evaluate, free_memory, is_out_of_memory
 from nas.families import blocks_of
 from nas.shape import Widths, architecture_of
 
 ROOM = 2**32
-"""Bytes that the stream may take on the device; where it needs more, only every second, third … is kept."""
+"""Bytes that the stream may take on the device; where it needs more, only every second, third … is kept, and
+none where one alone is larger."""
 
 
 @dataclass
@@ -40,12 +41,20 @@ class PrefixMeter(SubnetMeter):
 
     def __call__(self, widths: Widths) -> Scores:
         """Scores of one architecture (blocks, 3)."""
-        architecture = architecture_of(widths, self.shape)
+        subnet = self.subnet(widths)
+        if self.windows.numel() * self.shape.hidden * self.parent.dtype.itemsize > self.room:
+            return self.score(subnet)
         try:
-            return self.score(self.subnet(widths), partial(self._logits, architecture))
-        except BaseException:
+            return evaluate(
+                subnet, self.windows, batch_size=self.batch_size, divergence=self.divergence,
+                passes=partial(self._logits, architecture_of(widths, self.shape)),
+            )  # fmt: skip
+        except BaseException as error:
             self._forget()  # a stream that broke off
-            raise
+            if not isinstance(error, Exception) or not is_out_of_memory(error):
+                raise
+        free_memory()
+        return self.score(subnet)  # without the stream, which smaller batches would not make smaller
 
     def _forget(self) -> None:
         self._blocks, self._states = (), {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -51,7 +51,7 @@ class Remembered(Generic[Value]):
         except ValueError:  # not finite
             return value
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(f".{os.getpid()}.part")
+        beside = path.with_suffix(f".{uuid.uuid4().hex[:12]}.part")
         try:
             beside.write_text(words, encoding="utf-8")
             beside.replace(path)

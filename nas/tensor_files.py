@@ -7,8 +7,8 @@ library they start wherever the header ends.
 from __future__ import annotations
 
 import json
-import os
 import tempfile
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def write_tensors(
     """Written beside and renamed, so that a file that is there is complete; one tensor after the other, the
     largest first, and from whatever device it is on."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(f".{os.getpid()}.part")
+    beside = path.with_suffix(f".{uuid.uuid4().hex[:12]}.part")
     order = sorted(tensors, key=lambda name: (-tensors[name].numel() * tensors[name].itemsize, name))
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0

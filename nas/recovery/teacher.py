@@ -130,9 +130,10 @@ def stored_teacher(
         if stored is None:
             parts = []
             for found in logits(parent, windows, batch_size):
-                log_p = (found[:, :-1].float() / temperature).log_softmax(-1)
-                parts.append(_top(log_p, top_k))
+                for window in found:  # one at a time: in float32 a batch takes several times its own memory
+                    parts.append(_top((window[None, :-1].float() / temperature).log_softmax(-1), top_k))
                 progress(len(found))
+                del found, window
             log_p, indices, log_rest = (torch.cat(column) for column in zip(*parts, strict=True))
             _write(path, {"log_p": log_p, "indices": indices, "log_rest": log_rest, "windows": windows.int()})
             stored = read_tensors(path)

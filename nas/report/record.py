@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ REQUIRED = (
     "subnet.scores.validation", "subnet.scores.test",
     "parent_scores", "baselines.uniform", "baselines.random_search", "baselines.drop_layers",
     *(f"predictor.{metric}" for metric in METRICS), *(f"predictor.ridge.{metric}" for metric in METRICS),
-    "stages", "pairs", "failures", "versions", "seed",
+    "stages", "pairs", "versions", "seed",
 )  # fmt: skip
 """Dotted paths that every finished report has."""
 MOST_BLOCKS = 10_000
@@ -107,7 +108,7 @@ def write_text(text: str, path: str | Path) -> None:
     """Put the text in place of what is at `path`, at once, making its folder if need be."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part")
     try:
         # Half of a surrogate pair, as file names that are not UTF-8 bring it, cannot be encoded.
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nas import building, evaluate
+from nas import evaluate
 from nas.building import SubnetMeter
 from nas.prefix import PrefixMeter
 from nas.shape import widths_of
@@ -11,16 +11,17 @@ from tests.nas.tiny_models import case_of
 
 
 @pytest.mark.parametrize("name", ["llama", "ministral", "gemma2", "gpt2", "bloom", "qwen3_moe", "falcon"])
-@pytest.mark.parametrize("room", [2**30, 1])
-def test_scores_are_the_same_whatever_came_before(name: str, room: int) -> None:
+@pytest.mark.parametrize("states", [1000, 2, 0])
+def test_scores_are_the_same_whatever_came_before(name: str, states: int) -> None:
     case = case_of(name)
+    room = states * case.windows.numel() * case.shape.hidden * 4
     plain = SubnetMeter(case.permuted, case.shape, None, case.windows, 5)
     sharing = PrefixMeter(case.permuted, case.shape, None, case.windows, 5, room=room)
     rows = [widths_of(architecture, case.shape) for architecture in case.cuts.values()]
     turns = [case.shape.whole, *rows, *rows[::-1], case.shape.whole]
     assert [sharing(row) for row in turns] == [plain(row) for row in turns]
     blocks = sum(int((row > 0).any(1).sum()) for row in turns)
-    assert sharing.passed < blocks if room > 1 else sharing.passed == blocks
+    assert sharing.passed < blocks if states else sharing.passed == 0
 
 
 def test_only_what_differs_is_run() -> None:
@@ -37,11 +38,10 @@ def test_only_what_differs_is_run() -> None:
     assert passed == [len(whole), 1, 0, 1]
 
 
-def test_after_an_error_and_after_a_smaller_batch_nothing_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_stream_does_not_fit_a_subnet_is_measured_without(monkeypatch: pytest.MonkeyPatch) -> None:
     case = case_of("llama")
     meter = PrefixMeter(case.permuted, case.shape, None, case.windows, 8)
-    expected = SubnetMeter(case.permuted, case.shape, None, case.windows, 4)(case.shape.whole)
-    meter(case.shape.whole)
+    expected = meter(case.shape.whole)
     calls = iter([MemoryError(), None])
     summed = evaluate.summed
 
@@ -52,12 +52,11 @@ def test_after_an_error_and_after_a_smaller_batch_nothing_is_shared(monkeypatch:
         return summed(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(evaluate, "summed", full)
-    monkeypatch.setattr(building, "free_memory", lambda: None)
     assert meter(case.shape.whole) == expected
-    assert (meter.batch_size, meter.passed) == (4, 2 * case.shape.blocks)
+    assert (meter.batch_size, meter.passed) == (8, case.shape.blocks)
     monkeypatch.setattr(evaluate, "summed", lambda *_: np.empty(0).fill(0).nothing)
     with pytest.raises(AttributeError):
         meter(case.shape.whole)
     monkeypatch.setattr(evaluate, "summed", summed)
     assert meter(case.shape.whole) == expected
-    assert meter.passed == 3 * case.shape.blocks
+    assert meter.passed == 3 * case.shape.blocks  # twice since: the stream that broke off is not used
