@@ -50,7 +50,9 @@ TRIED = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 """Shares of the windows; halving's own are among them."""
 FULL, BY_KL, BY_LOSS = "full", "halving, kl", "halving, loss"
 MORE, FEWER = "halving, kl, a fifth more", "full, as many tokens"
-WAYS = (FULL, BY_KL, BY_LOSS, MORE, FEWER)
+OF_KL = {"kl on a quarter": 3, "kl on all": 5}
+"""Searches for the least divergence in place of the least loss, by how many parts of `TRIED` all see."""
+WAYS = (FULL, BY_KL, BY_LOSS, MORE, FEWER, *OF_KL)
 
 
 @dataclass(frozen=True)
@@ -178,19 +180,15 @@ def searches(settings: Settings, ready: Ready, budget: Budget, measured: Measure
         for name in settings.ways:
             pairs = round({MORE: 1.2, FEWER: spent}.get(name, 1.0) * settings.pairs)
             explored = one_search(settings, ready, budget, measured, name, pairs, seed)
-            tokens = len(explored.pairs) * measured.parent(whole).tokens
+            seen = range(OF_KL.get(name, len(TRIED)))
+            tokens = len(explored.pairs) * measured.parent(seen).tokens
             tokens += sum(each.tokens for each in explored.estimates)
             share = tokens / (settings.pairs * measured.parent(whole).tokens)
             if name == BY_KL:
                 spent = share
             tried = [pair.architecture for pair in explored.pairs]
-            best, nearest = (
-                min(tried, key=how)
-                for how in (
-                    lambda each: measured(each, whole).nll,
-                    lambda each: measured(each, whole).kl or 0.0,
-                )
-            )
+            nearest = min(tried, key=lambda each, seen=seen: measured(each, seen).kl or 0.0)  # type: ignore[misc]
+            best = nearest if name in OF_KL else min(tried, key=lambda each: measured(each, whole).nll)
             damage = [
                 measured(each, on).nll - measured.parent(on).nll
                 for each, on in ((best, whole), (best, held_out), (nearest, held_out))
@@ -226,8 +224,8 @@ def one_search(
             ready.space, budget, Encoding(ready.cost, ready.hints.attention_error, ready.hints.mlp_error),
             lambda: make_predictor("xgboost", seed),
             builder(name, ready, budget, measured, f"{folder}/pairs"), first,
-            reference=measured.parent(range(len(TRIED))).score, total=pairs, rounds=settings.rounds,
-            trials=settings.trials, seed=seed,
+            reference=0.0 if name in OF_KL else measured.parent(range(len(TRIED))).score, total=pairs,
+            rounds=settings.rounds, trials=settings.trials, seed=seed,
         )  # fmt: skip
 
 
@@ -245,6 +243,13 @@ def builder(name: str, ready: Ready, budget: Budget, measured: Measured, locatio
     def study(number: int) -> Pairs:
         return Pairs(location, Setting({"benchmark": name, "rung": number}))
 
+    if name in OF_KL:
+
+        def diverged(widths: Widths) -> Scores:
+            scores = measured(architecture_of(widths, shape), range(OF_KL[name]))
+            return replace(scores, nll=scores.kl or 0.0)
+
+        return in_full(study(0), diverged, shape, budget, quiet=True)
     if name in (FULL, FEWER):
         return in_full(study(0), on(range(len(TRIED)), True), shape, budget, quiet=True)
     ends = [0, *(TRIED.index(share) + 1 for share in SHARES)]
