@@ -264,9 +264,10 @@ def main(settings: Settings) -> int:
             built["random_search"], more = build(space.widths(rows), "random_search")
             random_pairs, stopped = built["random_search"], stopped + more
 
-    with alone(settings.out / REPORT, lambda: say("all pairs are there; another worker repairs and reports")):
+    note = f"all pairs are there; another worker repairs and reports (logs: {settings.out / 'workers'})"
+    with alone(settings.out / REPORT, lambda: say(note)):
         claim(settings.out, settings)
-        if finished(settings.out):  # by another worker
+        if finished(settings.out, "finished by another worker"):
             return 0
         finals = Finals(
             prepared, space, text, setting, settings.repair, finish, stored, settings.batch_size, settings.out

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.errors import InputError
+from data.errors import InputError, first_line
 from data.json_text import from_json
 from experiments.fidelity import AlsoFrom
 from experiments.guarded import Guarded
@@ -83,6 +83,11 @@ def claim(out: Path, settings: Any) -> None:
     except (OSError, ValueError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
+        if isinstance(error, (ValueError, AttributeError)):
+            raise InputError(
+                f"{path} is damaged ({first_line(error)}); give another --out, or remove that file if all "
+                "settings are those that the run was made with"
+            ) from error
         raise InputError(f"the output folder {out} {_trouble(out, error)}; give another --out") from error
 
 
@@ -108,7 +113,7 @@ def _trouble(folder: Path, error: Exception) -> str:
     return f"cannot be used ({getattr(error, 'strerror', None) or error})"
 
 
-def finished(out: Path) -> bool:
+def finished(out: Path, words: str = "finished before") -> bool:
     """Whether the run of this folder is complete; if so its table is printed again."""
     path = out / REPORT
     if not path.is_file():
@@ -118,7 +123,7 @@ def finished(out: Path) -> bool:
     except InputError:
         return False  # half a file: the run is repeated from its pairs
     print(terminal_table(report))
-    print(f"\nfinished before: {out / 'report.html'}")
+    print(f"\n{words}: checkpoint {out / 'checkpoint'}, report {out / 'report.html'}")
     return True
 
 

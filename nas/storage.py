@@ -29,6 +29,7 @@ from sqlalchemy.exc import (
     DBAPIError,
     IntegrityError,
     InterfaceError,
+    NoSuchModuleError,
     OperationalError,
     PendingRollbackError,
     ProgrammingError,
@@ -78,8 +79,16 @@ def open_storage(location: str) -> BaseStorage:
         ) from error
     except Exception as error:
         error = _behind(error)
-        is_server = isinstance(error, AWAY) and not location.startswith("sqlite")
-        mend = "start the server, or check the URL" if is_server else "move it away to start afresh"
+        if isinstance(error, AWAY) and not location.startswith("sqlite"):
+            mend = "start the server, or check the URL"
+        elif isinstance(error, ImportError | NoSuchModuleError):
+            mend = (
+                "give the path of a journal file, sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE"
+            )
+        elif isinstance(error, OSError):
+            mend = "give a place where files can be written"
+        else:
+            mend = "move it away to start afresh"
         raise InputError(
             f"the pair store {shown(location)} cannot be read ({first_line(error)}); {mend}"
         ) from error
