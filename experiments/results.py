@@ -50,6 +50,10 @@ WHEREABOUTS = ("out", "cache", "device", "storage", "workers", "launcher")
 """Settings that say where a run is carried out, not what it finds; a device, as far as latencies allow."""
 
 
+SHOWN = 4
+"""Settings that are named where more of them differ."""
+
+
 def claim(out: Path, settings: Any) -> None:
     """Make `out` the folder of these settings.
 
@@ -66,13 +70,16 @@ def claim(out: Path, settings: Any) -> None:
         if path.is_file() and ((out / STORE).exists() or (out / REPORT).exists()):  # nothing to mix otherwise
             # Options that came later than a run had their defaults in it.
             since = {each.name: each.default for each in dataclasses.fields(settings) if each.name in mine}
-            theirs = json.loads(json.dumps(since, default=str)) | from_json(path.read_text())
+            stored = from_json(path.read_text())
+            if not isinstance(stored, dict):
+                raise ValueError("it holds no settings")
+            theirs = json.loads(json.dumps(since, default=str)) | stored
             if theirs == mine:
                 return
             other = {name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)}
             if other:
                 before, now = (
-                    ", ".join(_as_typed(name, each.get(name)) for name in sorted(other))
+                    ", ".join(_as_typed(name, each.get(name)) for name in sorted(other)[:SHOWN])
                     for each in (theirs, mine)
                 )
                 raise InputError(

@@ -26,8 +26,8 @@ def terminal_table(report: Report) -> str:
         for line in lines
     ]
     text.insert(len(head), "─" * len(text[0]))
-    failures = at(report, "failures") or []
-    if failures:
+    failures = at(report, "failures")
+    if failures and isinstance(failures, list):
         subnets = "1 subnet" if len(failures) == 1 else f"{len(failures)} subnets"
         text.append(f"{subnets} could not be measured; the report says why")
     return "\n".join(line.rstrip() for line in text)
