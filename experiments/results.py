@@ -108,10 +108,10 @@ def usable(folder: Path, flag: str = "--cache") -> None:
 
 def _as_typed(name: str, value: Any) -> str:
     """A setting as a person gives it: `--keep 0.5`, `--max-flops none`, `--no-random-search`."""
-    words = name.replace("_", "-")
+    words = name.replace("_", "-")[:40]
     if isinstance(value, bool):
         return f"--{words}" if value else f"--no-{words}"
-    return f"--{words[:40]} {'none' if value is None else str(value)[:120]}"
+    return f"--{words} {'none' if value is None else str(value)[:120]}"
 
 
 def _trouble(folder: Path, error: Exception) -> str:
