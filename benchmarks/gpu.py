@@ -8,7 +8,7 @@ eight minutes. FLOPs are those of `nas.cost`: two per weight and token, attentio
   of the time in forward passes, FLOP/s against those of one large product of matrices on this device, and the
   most memory; the repaired output matrices have the sizes of prefixes, so prefixes of the parent stand in
 - the same subnet by hooks that zero units of the whole parent, and by a deep copy that is pruned
-- blocks under `torch.compile`: what it takes for the first subnet, for further ones, and what it gives
+- blocks under `torch.compile`, where asked for: what it takes for each subnet, and what it gives
 - prefill and decode of uniform cuts at 0.8 and 0.5 beside the parent
 - ranking, the bank and a repair front to back, on a parent of the same widths and fewer blocks
 
@@ -32,11 +32,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks._random_parent import SIZES, Size, clear, random_parent
-from benchmarks._setup import forward_clock, now, show
+from benchmarks._setup import forward_clock, in_turn, now, show
 from benchmarks.memory import held, watched
 from benchmarks.subnets import deepcopy_and_prune, masked
 from experiments.command_line import option, run
-from nas.architecture import Architecture
 from nas.baselines import random_cuts, uniform_cuts
 from nas.building import SubnetMeter, build_pairs
 from nas.calibration import calibrate
@@ -51,7 +50,7 @@ from nas.parent import choose_device
 from nas.prepare import prepare
 from nas.repair.sequential import repair_front_to_back
 from nas.repair.stream import Stream
-from nas.shape import Shape, architecture_of
+from nas.shape import Shape, Widths, architecture_of
 from nas.space import SearchSpace, default_space
 from nas.subnet import cut
 
@@ -71,8 +70,9 @@ class Settings:
     pairs: int = option(10, "pairs that are built", group="run")
     prepared_blocks: int = option(2, "blocks of the parent that is ranked and repaired", group="run")
     parts: tuple[str, ...] = option(
-        ("pairs", "forms", "compile", "latency", "prepare"), "what is measured", group="run"
-    )
+        ("pairs", "forms", "latency", "prepare"), "what is measured; compile takes minutes more", group="run",
+        choices=("pairs", "forms", "compile", "latency", "prepare"),
+    )  # fmt: skip
     device: str = option("auto", "auto, cpu or cuda", group="run")
     table: Path | None = option(None, "Markdown file that the tables are appended to", group="run")
 
@@ -143,19 +143,17 @@ def load(settings: Settings, size: Size, device: torch.device, rate: float) -> L
     )
 
 
-def random_architectures(settings: Settings, loaded: Loaded) -> list[Architecture]:
-    """As random search proposes them."""
+def random_widths(settings: Settings, loaded: Loaded) -> Widths:
+    """As random search proposes them, (pairs, blocks, 3)."""
     rng = np.random.default_rng(0)
-    rows = random_cuts(loaded.space, loaded.budget(settings.keep), settings.pairs, rng)
-    return [architecture_of(row, loaded.shape) for row in loaded.space.widths(rows)]
+    return loaded.space.widths(random_cuts(loaded.space, loaded.budget(settings.keep), settings.pairs, rng))
 
 
 def building(settings: Settings, loaded: Loaded, name: str) -> None:
     """Pairs a minute, and where the time goes."""
     parent, shape, device = loaded.parent, loaded.shape, loaded.parent.device
     meter = SubnetMeter(parent, shape, None, loaded.windows, settings.batch_size)
-    rng, budget = np.random.default_rng(0), loaded.budget(settings.keep)
-    rows = loaded.space.widths(random_cuts(loaded.space, budget, settings.pairs, rng))
+    rows, budget = random_widths(settings, loaded), loaded.budget(settings.keep)
     evaluate(parent, loaded.windows[: settings.batch_size], batch_size=settings.batch_size)  # warms up
     before = held(device)
 
@@ -172,8 +170,7 @@ def building(settings: Settings, loaded: Loaded, name: str) -> None:
     start = now()
     evaluate(parent, loaded.windows, batch_size=settings.batch_size)
     whole = now() - start
-    table(
-        settings,
+    show(
         f"{name}: building {len(built)} pairs at {settings.keep}",
         [
             ["", "value"],
@@ -185,13 +182,14 @@ def building(settings: Settings, loaded: Loaded, name: str) -> None:
             ["weights, GiB", f"{before / 2**30:.2f}"],
             ["most beside them, GiB", f"{(most.peak - before) / 2**30:.2f}"],
         ],
+        settings.table,
     )
 
 
 def forms(settings: Settings, loaded: Loaded, name: str) -> None:
     """One subnet as views, by masks, and as a pruned deep copy; each once, after the views have warmed up."""
     parent, shape = loaded.parent, loaded.shape
-    subnet, device = random_architectures(settings, loaded)[0], loaded.parent.device
+    subnet, device = architecture_of(random_widths(settings, loaded)[0], shape), parent.device
     score = partial(evaluate, windows=loaded.windows, batch_size=settings.batch_size)
 
     def masking() -> float:
@@ -223,7 +221,7 @@ def forms(settings: Settings, loaded: Loaded, name: str) -> None:
             ]
         )
         clear()
-    table(settings, f"{name}: one subnet in three forms", rows)
+    show(f"{name}: one subnet in three forms", rows, settings.table)
 
 
 @torch.no_grad()
@@ -232,7 +230,8 @@ def compiling(settings: Settings, loaded: Loaded, name: str) -> None:
     torch._dynamo.config.recompile_limit = 64  # type: ignore[attr-defined]
     ids = loaded.windows[: settings.batch_size]
     batches = -(-settings.windows // settings.batch_size)
-    subnets = [cut(loaded.parent, loaded.shape, each) for each in random_architectures(settings, loaded)[:3]]
+    few = [architecture_of(row, loaded.shape) for row in random_widths(settings, loaded)[:3]]
+    subnets = [cut(loaded.parent, loaded.shape, each) for each in few]
     rows = [
         ["", "eager, s a pass", "compiled, s a pass", "times as fast", "first pass, s", "pays after pairs"]
     ]
@@ -256,17 +255,12 @@ def compiling(settings: Settings, loaded: Loaded, name: str) -> None:
                 f"{first / won:.0f}" if won > 0 else "never",
             ]
         )  # fmt: skip
-    table(settings, f"{name}: blocks under torch.compile, shapes dynamic for subnets", rows)
+    show(f"{name}: blocks under torch.compile, shapes dynamic for subnets", rows, settings.table)
 
 
-def timed(action: Callable[[], object], repeats: int = 4) -> float:
-    """Median seconds; the first is not counted."""
-    seconds = []
-    for _ in range(repeats + 1):
-        start = now()
-        action()
-        seconds.append(now() - start)
-    return median(seconds[1:])
+def timed(action: Callable[[], object]) -> float:
+    """Median seconds."""
+    return median(in_turn({"": action}, 4)[""])
 
 
 def latencies(settings: Settings, loaded: Loaded, name: str) -> None:
@@ -291,7 +285,7 @@ def latencies(settings: Settings, loaded: Loaded, name: str) -> None:
                     f"{found[0].decode_ms_per_token / each.decode_ms_per_token:.2f}",
                 ]
             )  # fmt: skip
-    table(settings, f"{name}: latency of even cuts, {settings.seq_len} tokens of context", lines)
+    show(f"{name}: latency of even cuts, {settings.seq_len} tokens of context", lines, settings.table)
 
 
 def preparing(settings: Settings, loaded: Loaded, name: str, all_blocks: int) -> None:
@@ -327,18 +321,11 @@ def preparing(settings: Settings, loaded: Loaded, name: str, all_blocks: int) ->
             "all of it, and the bank, to files",
             lambda: kept.append(
                 prepare(
-                    parent,
-                    shape,
-                    space,
-                    ids,
-                    "elimination",
-                    Path(folder),
-                    {},
-                    batch_size=settings.batch_size,
-                    quiet=True,
-                )  # fmt: skip
+                    parent, shape, space, ids, "elimination", Path(folder), {},
+                    batch_size=settings.batch_size, quiet=True,
+                )
             ),
-        )
+        )  # fmt: skip
         size = sum(path.stat().st_size for path in Path(folder).rglob("*.safetensors"))
         prepared = kept.pop()
     half = architecture_of(space.widths(uniform_cuts(space, loaded.budget(settings.keep)))[0], shape)
@@ -348,14 +335,9 @@ def preparing(settings: Settings, loaded: Loaded, name: str, all_blocks: int) ->
         repair_front_to_back(prepared.parent, shape, half, prepared.bank, dense)
 
     stage("one repair front to back", repair)
-    table(settings, f"{name}: what is done once, on {blocks} blocks of it", rows)
+    show(f"{name}: what is done once, on {blocks} blocks of it", rows, settings.table)
     each = size / blocks / 2**30
     print(f"  the bank: {each:.2f} GiB a block, {each * all_blocks:.0f} GiB in all")
-
-
-def table(settings: Settings, title: str, rows: list[list[str]]) -> None:
-    """Print, and append to the Markdown file if there is one."""
-    show(title, rows, settings.table)
 
 
 if __name__ == "__main__":

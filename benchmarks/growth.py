@@ -26,6 +26,8 @@ from time import perf_counter
 
 import numpy as np
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from benchmarks._random_parent import Size, random_parent
 from benchmarks._setup import in_turn, show
@@ -103,17 +105,11 @@ def parents(settings: Settings, what: str, sizes: Sequence[Size]) -> None:
         subnet = architecture_of(widths, shape)
         meter = SubnetMeter(parent, shape, None, ids, 8)
         with tempfile.TemporaryDirectory() as folder:
-            fresh = iter(range(1000))
-
-            def ready(parent=parent, shape=shape, space=space, ids=ids, folder=folder, fresh=fresh) -> object:  # type: ignore[no-untyped-def]
-                where = Path(folder) / str(next(fresh))
-                return prepare(parent, shape, space, ids, "elimination", where, {}, quiet=True)
-
             seconds = in_turn(
                 {
                     "cut": partial(cut, parent, shape, subnet),
                     "evaluation": partial(meter, widths),
-                    "prepare": ready,
+                    "prepare": partial(prepared_anew, parent, shape, space, ids, folder),
                 },
                 settings.repeats,
             )
@@ -121,11 +117,19 @@ def parents(settings: Settings, what: str, sizes: Sequence[Size]) -> None:
         work = settings.windows * cost(subnet)["flops"]
         grown = size.blocks if what == "blocks" else size.hidden
         rows.append(
-            [grown, 1e3 * spent["cut"], 1e3 * spent["evaluation"], 1e9 * spent["evaluation"] / work * 1e3,
+            [grown, 1e3 * spent["cut"], 1e3 * spent["evaluation"], 1e12 * spent["evaluation"] / work,
              1e3 * spent["prepare"] / size.blocks]
         )  # fmt: skip
     heads = [what, "one cut, ms", "one evaluation, ms", "ps a FLOP", "rank and repair, ms a block"]
     table(settings, f"More {what}", heads, rows)
+
+
+def prepared_anew(
+    parent: PreTrainedModel, shape: Shape, space: SearchSpace, ids: Tensor, folder: str
+) -> object:
+    """Rank and repair; nothing is there from before."""
+    where = Path(tempfile.mkdtemp(dir=folder))
+    return prepare(parent, shape, space, ids, "elimination", where, {}, quiet=True)
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
 
-import numpy as np
 from torch import Tensor
 
 from data.errors import InputError
@@ -17,9 +15,8 @@ from nas.cost import Budget
 from nas.evaluate import Scores, evaluate
 from nas.halving import Halving, rungs_of
 from nas.pairs import Pair, Pairs, Setting
+from nas.parent import digest_of
 from nas.recovery.teacher import stored_teacher
-from predictors.protocol import Features, Predictor
-from predictors.protocol import Scores as Known
 
 FULL, HALVING = "full", "halving"
 TOP_K = 64
@@ -53,9 +50,10 @@ def halving(
     """Builds pairs by successive halving over the meter's windows, in the store at `location`; what the
     parent says of the windows is kept in the `cache`."""
 
+    digest, top_k = digest_of(meter.parent), min(TOP_K, meter.shape.vocab)
+
     def on(some: Tensor) -> SubnetMeter:
-        top_k = min(TOP_K, meter.shape.vocab)
-        teacher = stored_teacher(meter.parent, some, top_k, cache, batch_size=meter.batch_size)
+        teacher = stored_teacher(meter.parent, some, top_k, cache, batch_size=meter.batch_size, digest=digest)
         return replace(meter, windows=some, divergence=teacher.divergence)
 
     def parent(some: Tensor) -> Scores:
@@ -75,21 +73,3 @@ def search_words(
     part = f", {len(estimates)} more on a part of them alone (successive halving)" * bool(estimates)
     whose = ", random search's too" * bool(random)
     return f"{len(every)} subnets on all of these{part}: {tokens:,} predicted tokens{whose}"
-
-
-@dataclass
-class AlsoFrom:
-    """A predictor that learns from these rows too, features (n, d) and scores (n,), whatever it is given."""
-
-    predictor: Predictor
-    features: Features
-    scores: Known
-
-    def fit(self, X: Features, y: Known) -> Self:
-        """Learn from X (n, d) and y (n,), and from the rows that are always there."""
-        self.predictor.fit(np.concatenate([X, self.features]), np.concatenate([y, self.scores]))
-        return self
-
-    def predict(self, X: Features) -> Known:
-        """(n,) scores."""
-        return self.predictor.predict(X)

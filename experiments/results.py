@@ -17,7 +17,6 @@ import torch
 
 from data.errors import InputError, first_line
 from data.json_text import from_json
-from experiments.fidelity import AlsoFrom
 from experiments.guarded import Guarded
 from experiments.text import Text
 from nas.architecture import Architecture
@@ -39,6 +38,7 @@ from nas.shape import Shape, architecture_of, widths_of
 from nas.space import SearchSpace
 from nas.what_if import Within
 from predictors import make_predictor
+from predictors.also_from import AlsoFrom
 from predictors.metrics import kendall_tau, precision_at_k, regret
 from predictors.protocol import Predictor
 from predictors.validation import out_of_fold, verdict

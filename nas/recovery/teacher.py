@@ -111,20 +111,22 @@ def stored_teacher(
     *,
     temperature: float = 1.0,
     batch_size: int = 8,
+    digest: str | None = None,
     progress: Callable[[int], object] = lambda done: None,
 ) -> StoredTeacher:
     """The parent's `top_k` most likely next tokens on `windows` (n, seq_len), from `cache` if they are there.
 
-    The file's name is the digest of parent, windows, k and temperature. `progress` is told how many windows
+    The file's name is the digest of parent, windows, k and temperature; the parent's own `digest`, which
+    takes a reading of all weights, is computed unless it is given. `progress` is told how many windows
     are done. Raises `InputError` for a k that the vocabulary does not have.
     """
     _check_temperature(temperature)
     vocabulary = int(parent.config.vocab_size)
     if not 1 <= top_k <= vocabulary:
         raise InputError(f"the top {top_k} logits were asked for; give 1 to {vocabulary}, the vocabulary")
-    key = [digest_of(parent), tokens_digest(windows), top_k, temperature, FORMAT]
-    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-    path = cache / f"logits-{digest}.safetensors"
+    key = [digest or digest_of(parent), tokens_digest(windows), top_k, temperature, FORMAT]
+    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+    path = cache / f"logits-{name}.safetensors"
     with alone(path):
         stored = read_tensors(path)
         if stored is None:
@@ -141,7 +143,7 @@ def stored_teacher(
                 raise InputError(
                     f"the logits just stored as {path} cannot be read; give another cache folder"
                 )
-    return StoredTeacher(**stored, temperature=temperature, digest=digest)
+    return StoredTeacher(**stored, temperature=temperature, digest=name)
 
 
 def tokens_digest(windows: Tensor) -> str:
